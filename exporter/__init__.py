@@ -1,0 +1,1 @@
+"""The compiler: from a checkpoint folder to a bundle that decodes text on its own."""

@@ -1,0 +1,185 @@
+"""The calibration stage: roll out the float model with the deployed sampler, draw states, weigh.
+
+The decode loop is the emitted one; only the session behind it is the float model.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from exporter.float_session import TOKENS_AT_ONCE, FloatModel, FloatSession
+from exporter.progress import Progress
+from exporter.recipes import Recipe
+from exporter.reductions import SUPPRESSED
+from exporter.runtime.bundle import ModelFacts
+from exporter.runtime.loop import decode
+from exporter.runtime.settings import Settings
+from exporter.runtime.task import make_canvas
+from exporter.tensor_files import read_header, write_atomically, write_tensors
+from exporter.work import to_json
+from passes.calibrate.states import CalibrationSet, State, digest
+
+PROMPTS_AT_ONCE = 16  # rows that are decoded in lockstep
+ROWS_AT_ONCE = 1024  # hidden rows whose logits are in memory at a time
+
+
+def calibrate(
+    model: FloatModel,
+    facts: ModelFacts,
+    settings: Settings,
+    prompts: Sequence[Sequence[int]],
+    recipe: Recipe,
+    folder: Path,
+    progress: Progress,
+) -> CalibrationSet | None:
+    """The weighed calibration set of a recipe, None when it needs none; kept in `folder`."""
+    if recipe.draw is None:
+        return None
+    if (folder / "counts.json").is_file():
+        return _load(folder)
+    pool = roll_out(model, facts, settings, prompts, progress)
+    states, counts = recipe.draw(pool)
+    _score(model, facts, states, progress)
+    calibration = CalibrationSet(states, digest(states), counts)
+    if recipe.weigh is not None:
+        calibration.counts |= {f"cgq_{k}": v for k, v in recipe.weigh(calibration).items()}
+    _save(folder, calibration)
+    return calibration
+
+
+def roll_out(
+    model: FloatModel,
+    facts: ModelFacts,
+    settings: Settings,
+    prompts: Sequence[Sequence[int]],
+    progress: Progress,
+) -> list[State]:
+    """Every state that the float model passes through while it answers `prompts`."""
+    session = FloatSession(model, facts.vocab_size)
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    batches = [order[i : i + PROMPTS_AT_ONCE] for i in range(0, len(order), PROMPTS_AT_ONCE)]
+    pool: list[State] = []
+    with progress.stage("roll out", len(batches)) as step:
+        for batch in batches:
+            rows = [list(prompts[i]) for i in batch]
+            pool += _trajectory(session, facts, settings, rows, batch)
+            step()
+    return pool
+
+
+def _trajectory(
+    session: FloatSession,
+    facts: ModelFacts,
+    settings: Settings,
+    prompts: list[list[int]],
+    numbers: list[int],
+) -> Iterator[State]:
+    canvas, prompt_length, key_mask = make_canvas(prompts, settings.gen_length, facts)
+    surety = np.ones(canvas.shape, np.float32)  # probability at commit time; 1 for the prompt
+    for step in decode(session, facts, settings, canvas, prompt_length, key_mask):
+        is_mask = step.canvas_before == facts.mask_id
+        for row, number in enumerate(numbers):
+            if not any(commit[0] == row for commit in step.commits):
+                continue  # this row has ended
+            yield State(
+                ids=torch.from_numpy(step.canvas_before[row].copy()),
+                is_mask=torch.from_numpy(is_mask[row].copy()),
+                valid=torch.from_numpy(key_mask[row].copy()),
+                prompt=number,
+                block=step.block,
+                step=step.index,
+                mask_ratio=float(is_mask[row, prompt_length:].mean()),
+                commit_score=torch.from_numpy(surety[row].copy()),
+            )
+        places = np.searchsorted(step.window, [position for _, position, _ in step.commits])
+        for (row, position, _), place in zip(step.commits, places, strict=True):
+            surety[row, position] = 1 / (1 + step.reductions["rest"][row, place])
+
+
+@torch.no_grad()
+def _score(model: FloatModel, facts: ModelFacts, states: list[State], progress: Progress) -> None:
+    """Fill `score`: the probability of the token held, or of the candidate where masked."""
+    batches = batch_states(states)
+    with progress.stage("score", len(batches)) as step:
+        for batch in batches:
+            ids = torch.stack([states[i].ids for i in batch])
+            mask = torch.stack([states[i].is_mask for i in batch])
+            valid = torch.stack([states[i].valid for i in batch])
+            hidden = model.hidden(ids, valid)
+            if model.spec.shift:  # row i − 1 predicts position i
+                hidden = torch.cat((hidden[:, :1], hidden[:, :-1]), 1)
+            flat = zip(
+                hidden.flatten(0, 1).split(ROWS_AT_ONCE),
+                ids.flatten().split(ROWS_AT_ONCE),
+                mask.flatten().split(ROWS_AT_ONCE),
+                strict=True,
+            )
+            parts = [_held_probability(model, facts, *rows) for rows in flat]
+            for i, score in zip(batch, torch.cat(parts).reshape(ids.shape), strict=True):
+                states[i].score = score
+            step()
+
+
+def _held_probability(
+    model: FloatModel, facts: ModelFacts, rows: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """softmax(logits)[id] of hidden rows (N, D), or its largest entry where masked; fp32 (N,)."""
+    total = torch.full((len(rows),), -torch.inf, dtype=torch.float64)
+    best, held = total.clone(), total.clone()
+    for first, part in model.logit_slices(rows):
+        logits = part.double().cpu()
+        if first <= facts.mask_id < first + logits.shape[1]:
+            logits[:, facts.mask_id - first] = SUPPRESSED
+        total = torch.logaddexp(total, logits.logsumexp(-1))
+        best = torch.maximum(best, logits.amax(-1))
+        inside = (ids >= first) & (ids < first + logits.shape[1])
+        at = logits.gather(1, (ids - first).clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        held = torch.where(inside, at, held)
+    return (torch.where(mask, best, held) - total).exp().float()
+
+
+def batch_states(states: Sequence[State]) -> list[list[int]]:
+    """Indices of states of equal length, about TOKENS_AT_ONCE tokens together, in stable order."""
+    by_length: dict[int, list[int]] = {}
+    for index, state in enumerate(states):
+        by_length.setdefault(len(state.ids), []).append(index)
+    batches: list[list[int]] = []
+    for length, group in sorted(by_length.items()):
+        count = max(1, TOKENS_AT_ONCE // length)
+        batches += [group[i : i + count] for i in range(0, len(group), count)]
+    return batches
+
+
+FIELDS = ("ids", "is_mask", "valid", "score", "commit_score")
+
+
+def _save(folder: Path, calibration: CalibrationSet) -> None:
+    tensors = {f"{i}.weight": w for i, w in enumerate(calibration.weights)}
+    facts = []
+    for index, state in enumerate(calibration.states):
+        content = vars(state)
+        tensors |= {f"{index}.{name}": content[name] for name in FIELDS}
+        facts.append({k: v for k, v in content.items() if k not in FIELDS})
+    write_tensors(folder / "states.safetensors", tensors)
+    content = {
+        "counts": calibration.counts,
+        "provenance": calibration.provenance,
+        "states": facts,
+    }
+    write_atomically(folder / "counts.json", [to_json(content)])  # last: marks the stage as done
+
+
+def _load(folder: Path) -> CalibrationSet:
+    content = json.loads((folder / "counts.json").read_text())
+    entries = read_header(folder / "states.safetensors")
+    states: list[State] = []
+    for i, facts in enumerate(content["states"]):
+        tensors: dict[str, Any] = {name: entries[f"{i}.{name}"].read() for name in FIELDS}
+        states.append(State(**facts, **tensors))
+    calibration = CalibrationSet(states, content["provenance"], content["counts"])
+    calibration.weights[:] = [entries[f"{i}.weight"].read() for i in range(len(states))]
+    return calibration

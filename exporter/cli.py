@@ -1,0 +1,241 @@
+"""The command line: each command parses, calls one function, prints. Errors: `error:`, `hint:`."""
+
+import errno
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from exporter.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Takes diffusion language models, quantized with DLLMQuant, to edge devices.",
+)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]
+
+
+@app.callback()
+def setup(
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log more, show tracebacks.")] = False,
+) -> None:
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO if verbose else logging.WARNING, format="%(message)s"
+    )
+
+
+@app.command()
+def build(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(help="Hugging Face folder; left out: the reference model that ships here."),
+    ] = None,
+    target: Annotated[str, typer.Option(help="See `dqexport targets`.")] = "cpu",
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the bundle.")] = Path(
+        "bundle"
+    ),
+    recipe: Annotated[str | None, typer.Option(help="See `dqexport recipes`.")] = None,
+    group: Annotated[int | None, typer.Option(help="Inputs a scale: 32, 64 or 128.")] = None,
+    act_order: Annotated[bool, typer.Option(help="GPTQ: columns of large input first.")] = False,
+    damping: Annotated[float, typer.Option(help="GPTQ: share of the mean diagonal.")] = 0.01,
+    clip: Annotated[bool, typer.Option(help="Search scales instead of covering maxima.")] = False,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration states.")] = 128,
+    bins: Annotated[
+        Literal["mask-ratio", "trajectory"], typer.Option(help="TMAS: what its bins divide.")
+    ] = "mask-ratio",
+    visible_score: Annotated[
+        Literal["model", "commit", "zero"], typer.Option(help="CGQ: score of visible tokens.")
+    ] = "model",
+    head_bits: Annotated[int, typer.Option(help="8, or 16 for a float head.")] = 8,
+    embed_bits: Annotated[int, typer.Option(help="8, or 16 for float embeddings.")] = 16,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    calib: Annotated[Path | None, typer.Option(help="Prompts: .jsonl or .txt.")] = None,
+    calib_prompts: Annotated[int, typer.Option(min=1, help="How many are rolled out.")] = 32,
+    gate: Annotated[bool, typer.Option(help="Fail where the gate fails.")] = True,
+    gate_prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts of the gate.")] = 16,
+    sampler: Annotated[str | None, typer.Option(help="Default decoding rule.")] = None,
+    gen_length: Annotated[int | None, typer.Option(min=1, help="Default answer length.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Default number of steps.")] = None,
+    block_length: Annotated[int | None, typer.Option(min=1, help="Default block.")] = None,
+    max_canvas: Annotated[int | None, typer.Option(min=2, help="Longest canvas.")] = None,
+    mask_id: Annotated[int | None, typer.Option(help="Where config.json has none.")] = None,
+    eot_id: Annotated[int | None, typer.Option(help="End-of-turn id, if not found.")] = None,
+    outputs: Annotated[
+        Literal["reductions", "logits"], typer.Option(help="logits: graphs return them too.")
+    ] = "reductions",
+    accuracy_level: Annotated[
+        int, typer.Option(min=0, max=4, help="MatMulNBits: 0 float activations, 4 8-bit (faster).")
+    ] = 0,
+    device: Annotated[str, typer.Option(help="Of calibration: cpu or cuda.")] = "cpu",
+    work: Annotated[Path | None, typer.Option(help="Keep and share finished stages here.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Build a bundle: calibrate, quantize, lower to ONNX, check against the float model."""
+    from exporter.build import BuildOptions
+    from exporter.build import build as build_bundle
+    from exporter.decoding import DecodeOptions
+    from exporter.progress import TerminalProgress
+    from exporter.recipes import QuantOptions
+
+    options = BuildOptions(
+        recipe=recipe,
+        quant=QuantOptions(
+            group,
+            act_order,
+            damping,
+            clip,
+            samples,
+            bins,
+            visible_score,
+            _bits("--head-bits", head_bits),
+            _bits("--embed-bits", embed_bits),
+            seed,
+        ),
+        decode=DecodeOptions(sampler, gen_length, steps, block_length, max_canvas),
+        mask_id=mask_id,
+        eot_id=eot_id,
+        calib=calib,
+        calib_prompts=calib_prompts,
+        gate_prompts=gate_prompts,
+        gate=gate,
+        logits=outputs == "logits",
+        accuracy_level=accuracy_level,
+        device=device,
+        work=work,
+        force=force,
+    )
+    manifest = build_bundle(checkpoint, target, out, options, TerminalProgress())
+    if as_json:
+        print(manifest.model_dump_json(indent=2))
+    else:
+        print(out / "manifest.json")
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def run(context: typer.Context, bundle: BundleFolder) -> None:
+    """Decode with a bundle: the same options as its decode.py, see `dqexport run BUNDLE --help`."""
+    from exporter.runtime.command import main as decode
+
+    raise typer.Exit(decode(bundle, context.args, f"dqexport run {bundle}"))
+
+
+@app.command()
+def verify(bundle: BundleFolder, as_json: Json = False) -> None:
+    """Check every byte of a bundle and run its gate again."""
+    from dataclasses import asdict
+
+    from exporter.progress import TerminalProgress
+    from exporter.verify import verify as check
+
+    verdict = check(bundle, TerminalProgress())
+    if as_json:
+        gate = verdict.gate and verdict.gate.model_dump()
+        print(json.dumps({**asdict(verdict), "gate": gate, "sound": verdict.sound}, indent=2))
+    for path, reason in verdict.damaged.items():
+        typer.echo(f"damaged: {path}: {reason}", err=True)
+    for path in verdict.unknown:
+        typer.echo(f"not listed in the manifest: {path}", err=True)
+    if not verdict.sound:
+        what = "is damaged" if verdict.damaged else "no longer passes its gate"
+        raise UserError(f"`{bundle}` {what}", "Copy the bundle again, or build it again")
+    if not as_json:
+        from exporter.inspect import gate_lines
+
+        print(f"{verdict.files} files are as built", *gate_lines(verdict.gate), sep="\n")
+
+
+@app.command()
+def inspect(bundle: BundleFolder, as_json: Json = False) -> None:
+    """Show what a bundle is: model, passes, graphs, gate, sizes."""
+    from exporter.inspect import describe
+    from exporter.verify import read_manifest
+
+    manifest = read_manifest(bundle)
+    print(manifest.model_dump_json(indent=2) if as_json else describe(manifest))
+
+
+@app.command()
+def targets(as_json: Json = False) -> None:
+    """List the targets and what `build` does for each today."""
+    from exporter.inspect import target_rows
+
+    _print_table(target_rows(), as_json)
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """List the recipes."""
+    from exporter.inspect import recipe_rows
+
+    _print_table(recipe_rows(), as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine has, and what each target lacks here."""
+    from dataclasses import asdict
+
+    from exporter.doctor import examine
+
+    findings = examine()
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        return
+    for finding in findings:
+        print(f"{'ok ' if finding.ok else '-- '} {finding.name}: {finding.seen}")
+        if finding.hint and not finding.ok:
+            print(f"      {finding.hint}")
+
+
+def _bits(option: str, value: int) -> Any:
+    if value not in (8, 16):
+        raise UserError(f"{option} {value} is not possible", f"Use {option} 8 or {option} 16")
+    return value
+
+
+def _print_table(rows: list[dict[str, str]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    widths = [max(len(row[key]) for row in rows) for key in rows[0]]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row.values(), widths, strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+def main() -> None:
+    """Entry point: turns errors into two lines and exit code 1."""
+    try:
+        app()
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        if "--verbose" in sys.argv:
+            raise
+        message, hint = _explain(error)
+        typer.echo(f"error: {message}" + (f"\n\nhint: {hint}" if hint else ""), err=True)
+        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
+
+
+def _explain(error: BaseException) -> tuple[str, str]:
+    if isinstance(error, UserError):
+        return str(error), error.hint
+    if isinstance(error, OSError):
+        hints = {
+            errno.ENOSPC: "Free some disk space and run the same command: it goes on",
+            errno.EACCES: "Choose a folder that you may write to with -o",
+            errno.EROFS: "Choose a folder on a disk that can be written to with -o",
+            errno.EPERM: "Choose a folder that you may write to with -o",
+        }
+        where = f" `{error.filename}`" if error.filename else ""
+        return f"{error.strerror or error}{where}", hints.get(error.errno or 0, "")
+    return "Interrupted", "Run the same command again: it goes on"

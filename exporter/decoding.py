@@ -1,0 +1,135 @@
+"""Decoding defaults of a bundle, and what the loop must know of its model."""
+
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from exporter.checkpoint import Checkpoint
+from exporter.errors import UserError
+from exporter.manifest import ModelFacts
+from exporter.runtime import bundle as runtime_bundle
+from exporter.runtime.errors import UserError as RuntimeUserError
+from exporter.runtime.settings import Settings
+
+MODEL_CALLS = 32  # most calls of one roll-out in calibration and gate
+MAX_CANVAS = 4096  # tokens, where the user does not say and the model would take more
+
+# generation_config.json, where a checkpoint has one: upstream key -> our setting
+UPSTREAM_KEYS = {
+    "max_new_tokens": "gen_length",
+    "gen_length": "gen_length",
+    "steps": "steps",
+    "block_length": "block_length",
+    "eps": "eps",
+    "alg": "sampler",
+}
+UPSTREAM_SAMPLERS = {
+    "maskgit_plus": "maskgit-plus",
+    "topk_margin": "topk-margin",
+    "low_confidence": "low-confidence",
+}
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """What a user can set at build time; None leaves it to the checkpoint and its family."""
+
+    sampler: str | None = None
+    gen_length: int | None = None
+    steps: int | None = None
+    block_length: int | None = None
+    max_canvas: int | None = None
+
+
+def default_settings(checkpoint: Checkpoint, options: DecodeOptions) -> Settings:
+    """Decoding defaults: from the options, else generation_config.json, else the family."""
+    values: dict[str, Any] = {"sampler": checkpoint.family.sampler}
+    values |= _upstream(checkpoint.folder)
+    given = {f.name: getattr(options, f.name) for f in fields(options) if f.name != "max_canvas"}
+    values |= {name: value for name, value in given.items() if value is not None}
+    length = values.get("gen_length", Settings.gen_length)
+    values["block_length"] = min(values.get("block_length", Settings.block_length), length)
+    try:
+        return Settings(**values)
+    except RuntimeUserError as error:
+        raise UserError(str(error), error.hint) from None
+
+
+def _upstream(folder: Path) -> dict[str, Any]:
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"`{file}` is not JSON: {error}", "Mend or remove it") from None
+    found = {ours: content[key] for key, ours in UPSTREAM_KEYS.items() if content.get(key)}
+    if "sampler" in found:
+        found["sampler"] = UPSTREAM_SAMPLERS.get(found["sampler"], found["sampler"])
+    return found
+
+
+def longest_canvas(checkpoint: Checkpoint, options: DecodeOptions, settings: Settings) -> int:
+    """Tokens of the longest canvas that the bundle takes, prompt and answer together."""
+    most = checkpoint.spec.max_length
+    wanted = min(most, MAX_CANVAS) if options.max_canvas is None else options.max_canvas
+    if not settings.gen_length < wanted <= most:
+        raise UserError(
+            f"A canvas of {wanted} tokens does not work: the answer takes {settings.gen_length}, "
+            f"the model was trained for {most}",
+            f"Give --max-canvas between {settings.gen_length + 1} and {most}, or --gen-length",
+        )
+    return wanted
+
+
+def comparable(settings: Settings) -> Settings:
+    """The deployed settings without chance, guidance and early stop, in at most MODEL_CALLS calls.
+
+    Calibration and gate roll out with these: the deployed rule, a coarser schedule where the
+    deployed one commits one token at a time.
+    """
+    plain = replace(
+        settings,
+        cfg_scale=0.0,
+        temperature=0.0,
+        top_k=None,
+        top_p=None,
+        alg_temp=None,
+        early_stop=False,
+        eos_inf=False,
+        confidence_eos_inf=False,
+    )
+    calls = settings.steps or settings.gen_length
+    if calls <= MODEL_CALLS:
+        return plain
+    if settings.by_canvas:
+        return replace(plain, steps=MODEL_CALLS)
+    blocks = settings.gen_length // settings.block_length
+    return replace(plain, steps=blocks * max(1, MODEL_CALLS // blocks))
+
+
+def describe_model(
+    checkpoint: Checkpoint, name: str, digest: str, used_vocab: int, canvas: int
+) -> ModelFacts:
+    """The manifest's section on the model."""
+    spec = checkpoint.spec
+    same = {f for f in ModelFacts.model_fields if hasattr(spec, f)}
+    facts = {f: getattr(spec, f) for f in same}
+    return ModelFacts(
+        **facts
+        | {
+            "name": name,
+            "checkpoint": digest,
+            "parameters": checkpoint.parameters,
+            "vocab_size": used_vocab,
+            "head_rows": spec.vocab_size,
+            "max_length": canvas,
+        }
+    )
+
+
+def loop_facts(facts: ModelFacts) -> runtime_bundle.ModelFacts:
+    """The same, as the loop reads it from a manifest."""
+    values = {f.name: getattr(facts, f.name) for f in fields(runtime_bundle.ModelFacts)}
+    return runtime_bundle.ModelFacts(**{**values, "special_ids": tuple(facts.special_ids)})

@@ -1,0 +1,125 @@
+"""The float model behind the decode loop's `Session`: what calibration and the gate compare with.
+
+Blocks are read from the checkpoint one after the other and let go again, so that memory holds one
+block whatever the model's size; a model that is small is kept. The head is read in slices of the
+vocabulary and reduced as it passes, in float64.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from exporter.checkpoint import Checkpoint
+from exporter.model import Context, Weights, make_context, rms_norm, run_block
+from exporter.reductions import SUPPRESSED, Reductions
+
+KEEP_BYTES = 64 * 2**20  # a model whose blocks take less than this in fp32 stays in memory
+TOKENS_AT_ONCE = 2048  # rows of a forward that are in flight in one block
+VOCAB_AT_ONCE = 8192  # head rows that are in memory at a time
+TOP_K = 64  # ids and logits that are returned for sampling
+
+Array = npt.NDArray[np.generic]
+
+
+class FloatModel:
+    """The float model over a checkpoint, computed in fp32 block by block."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        self.checkpoint, self.spec, self.device = checkpoint, checkpoint.spec, device
+        self._kept: dict[int, Weights] = {}
+        self._keep = 4 * checkpoint.parameters <= KEEP_BYTES
+
+    def blocks(self) -> Iterator[Weights]:
+        """The weights of each block in order, fp32."""
+        for index in range(self.spec.layers):
+            yield self._kept.get(index) or self._load(index)
+
+    def _load(self, index: int) -> Weights:
+        weights = {n: t.to(self.device) for n, t in self.checkpoint.block(index).items()}
+        if self._keep:
+            self._kept[index] = weights
+        return weights
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B, S, D) of ids (B, S)."""
+        return self.checkpoint.gather("embed", ids).to(self.device)
+
+    def hidden(self, ids: torch.Tensor, key_mask: torch.Tensor) -> torch.Tensor:
+        """Hidden states (B, S, D) after the last block, before the last norm."""
+        hidden = self.embed(ids)
+        rows = max(1, TOKENS_AT_ONCE // ids.shape[1])
+        contexts = [make_context(self.spec, m.to(self.device)) for m in key_mask.split(rows)]
+        for weights in self.blocks():
+            run_rows(self, weights, hidden, contexts, rows)
+        return hidden
+
+    def logit_slices(self, rows: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """(first id, logits (N, ids)) of rows (N, D), a slice of the vocabulary at a time."""
+        norm = self.checkpoint.tensor("final_norm").to(self.device)
+        x = rms_norm(rows, norm, self.spec.norm_eps)
+        first = 0
+        for weight in self.checkpoint.rows("head", VOCAB_AT_ONCE):
+            yield first, x @ weight.to(self.device).T
+            first += len(weight)
+
+    def logits(self, ids: torch.Tensor, key_mask: torch.Tensor) -> torch.Tensor:
+        """Raw logits (B, S, V): neither shifted nor suppressed."""
+        hidden = self.hidden(ids, key_mask)
+        parts = [part for _, part in self.logit_slices(hidden.flatten(0, 1))]
+        return torch.cat(parts, -1).reshape(*ids.shape, -1)
+
+
+def run_rows(
+    model: FloatModel, weights: Weights, hidden: torch.Tensor, contexts: list[Context], rows: int
+) -> None:
+    """Replace hidden (B, S, D) by what the block makes of it, `rows` sequences at a time."""
+    for start, context in zip(range(0, len(hidden), rows), contexts, strict=True):
+        hidden[start : start + rows] = run_block(
+            model.spec, weights, hidden[start : start + rows], context
+        )
+
+
+class FloatSession:
+    """`Session` of the decode loop over the float model; ids from `used_vocab` on never win."""
+
+    def __init__(self, model: FloatModel, used_vocab: int) -> None:
+        self.model, self.used_vocab = model, used_vocab
+
+    @torch.no_grad()
+    def forward(
+        self,
+        ids: npt.NDArray[np.int64],
+        key_mask: npt.NDArray[np.bool_],
+        window: npt.NDArray[np.int64],
+        special_bias: npt.NDArray[np.float32],
+        cfg_scale: float | None,
+        temperature: float | None,
+        wanted: frozenset[str],
+    ) -> dict[str, Array]:
+        """Reductions (B, W) of the float model; see exporter/runtime/session.py."""
+        spec = self.model.spec
+        hidden = self.model.hidden(torch.from_numpy(ids), torch.from_numpy(key_mask))
+        rows = torch.from_numpy(window)
+        picked = hidden[:, (rows - 1).clamp_min(0) if spec.shift else rows].flatten(0, 1)
+        top_k = TOP_K if wanted & {"l2", "topk_ids", "topk_logits"} else 0
+        reductions = Reductions(top_k, temperature or 1.0)
+        bias = self._bias(special_bias)
+        for first, part in self.model.logit_slices(picked):
+            logits = part.double()
+            if cfg_scale is not None:
+                conditional, unconditional = logits.chunk(2)
+                logits = unconditional + (cfg_scale + 1) * (conditional - unconditional)
+            stop = first + logits.shape[1]
+            reductions.add(first, logits.cpu() + bias[0, first:stop], bias[1, first:stop])
+        results = reductions.results()
+        return {n: v.reshape(-1, len(window), *v.shape[1:]) for n, v in results.items()}
+
+    def _bias(self, special_bias: npt.NDArray[np.float32]) -> torch.Tensor:
+        spec = self.model.spec
+        bias = torch.zeros(2, spec.vocab_size, dtype=torch.float64)
+        bias[0, spec.mask_id] = bias[0, self.used_vocab :] = SUPPRESSED
+        for place, token in enumerate(spec.special_ids):
+            bias[:, token] += torch.from_numpy(special_bias[:, place]).double()
+        return bias

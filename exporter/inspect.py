@@ -1,0 +1,63 @@
+"""Bundles, targets and recipes in words."""
+
+import targets
+from exporter import recipes
+from exporter.manifest import GateResult, Manifest
+
+
+def describe(manifest: Manifest) -> str:
+    """A bundle on one screen."""
+    model = manifest.model
+    size = sum(file.bytes for file in manifest.files)
+    weights = sum(file.bytes for file in manifest.files if file.role == "weights")
+    lines = [
+        f"{model.name} ({model.family}), {model.parameters / 1e6:,.1f} M parameters, "
+        f"{model.layers} blocks of width {model.width}",
+        f"recipe      {manifest.recipe} for {manifest.target}, computing in {manifest.compute}",
+        f"axes        {model.attention} attention, {'shifted' if model.shift else 'unshifted'} "
+        f"logits, {model.corruption} corruption, blocks seeded by {model.block_seed}",
+        f"canvas      at most {model.max_length} tokens, {model.vocab_size} ids, "
+        f"mask {model.mask_id}, eos {model.eos_id}",
+        f"decoding    {manifest.decode.sampler}, {manifest.decode.gen_length} tokens, "
+        f"blocks of {manifest.decode.block_length}",
+        f"graphs      {', '.join(graph.name for graph in manifest.graphs)}",
+        f"size        {size / 2**20:,.1f} MiB, of it weights {weights / 2**20:,.1f} MiB",
+        f"passes      {'; '.join(dict.fromkeys(p.step for p in manifest.passes)) or 'none'}",
+        *gate_lines(manifest.gate),
+    ]
+    return "\n".join(lines)
+
+
+def gate_lines(gate: GateResult | None) -> list[str]:
+    """The gate's figures, two lines."""
+    if gate is None:
+        return ["gate        not run"]
+    low, high = gate.argmax_interval
+    return [
+        f"gate        {'passed' if gate.passed else 'FAILED'}: arg-max agreement "
+        f"{gate.argmax_agreement:.4f} [{low:.4f}, {high:.4f}] on {gate.positions} positions, "
+        f"KL {gate.kl:.5f}",
+        f"            equal tokens {gate.token_agreement:.4f}, equal answers "
+        f"{gate.exact_match:.2f} of {gate.prompts}",
+    ]
+
+
+def target_rows() -> list[dict[str, str]]:
+    """name, title, default recipe and what `build` does, one row a target."""
+    found = [targets.load(name) for name in targets.names()]
+    return [
+        {"name": t.name, "title": t.title, "recipe": t.default_recipe, "build": t.build_today}
+        for t in found
+    ]
+
+
+def recipe_rows() -> list[dict[str, str]]:
+    """name and meaning, one row a recipe."""
+    rows: list[dict[str, str]] = []
+    for name in recipes.names():
+        bits, _, method = name.partition("-")
+        quantized = bits.startswith("w")
+        method = method or ("dllmquant" if quantized else "")
+        about = f"{recipes.BITS[bits]}; {recipes.METHODS[method]}" if method else recipes.BITS[bits]
+        rows.append({"name": name, "about": about})
+    return rows

@@ -1,0 +1,114 @@
+"""The float model in torch: one for all families, steered by `Spec`.
+
+RMSNorm, rotary embedding on half-split pairs, grouped-query attention, optional q/k/v biases and
+q/k norms, gated SiLU MLP, tied or untied head, full or block-causal attention.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from exporter.families import Spec
+from passes.base import LinearGroup
+
+Weights = Mapping[str, torch.Tensor]
+
+# linears of a block that share one input, in the order in which they run
+GROUPS = (
+    LinearGroup("attention input", ("q", "k", "v")),
+    LinearGroup("attention output", ("o",)),
+    LinearGroup("mlp input", ("gate", "up")),
+    LinearGroup("mlp output", ("down",)),
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all blocks of one forward share: rotary tables (B, 1, S, K/2) and who sees whom."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    allowed: torch.Tensor | None  # bool (B, 1, 1 or S, S), None: everyone sees everyone
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / sqrt(mean(x²) + eps) · weight over the last axis; squares are summed in fp32."""
+    scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
+    return (x.float() * scale).to(x.dtype) * weight
+
+
+def rotary_tables(spec: Spec, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin, fp32, of shape positions.shape + (K/2,)."""
+    powers = torch.arange(0, spec.head_dim, 2, dtype=torch.float32) / spec.head_dim
+    frequencies = (1.0 / spec.rope_theta**powers).to(positions.device)
+    angles = positions.float()[..., None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of x (B, H, S, K): channel i turns with channel i + K/2."""
+    first, second = x.float().chunk(2, -1)
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+    return turned.to(x.dtype)
+
+
+def make_context(spec: Spec, key_mask: torch.Tensor) -> Context:
+    """Tables and masks for key_mask bool (B, S), false at padding."""
+    steps = torch.arange(key_mask.shape[1], device=key_mask.device)
+    positions = steps.expand_as(key_mask)
+    if spec.positions == "skip-padding":
+        positions = (key_mask.long().cumsum(1) - 1).clamp_min(0)
+    cos, sin = rotary_tables(spec, positions)
+    allowed = None if bool(key_mask.all()) else key_mask[:, None, None, :]
+    if spec.attention == "block-causal":
+        assert spec.block_length is not None
+        blocks = steps // spec.block_length
+        causal = (blocks[None, :] <= blocks[:, None])[None, None]
+        allowed = causal if allowed is None else causal & allowed
+    return Context(cos[:, None], sin[:, None], allowed)
+
+
+def trace_block(
+    spec: Spec, w: Weights, hidden: torch.Tensor, context: Context
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Run one block over hidden (B, S, D), stopping before each group of linears.
+
+    Yields (group name, its input (B, S, in)) in the order of GROUPS and at last ("out", the new
+    hidden state). What follows a yield runs with the weights that `w` holds by then.
+    """
+    x = rms_norm(hidden, w["attn_norm"], spec.norm_eps)
+    yield GROUPS[0].name, x
+    x = attend(spec, w, x, context)
+    yield GROUPS[1].name, x
+    hidden = hidden + x @ w["o"].T
+    x = rms_norm(hidden, w["mlp_norm"], spec.norm_eps)
+    yield GROUPS[2].name, x
+    x = F.silu(x @ w["gate"].T) * (x @ w["up"].T)
+    yield GROUPS[3].name, x
+    yield "out", hidden + x @ w["down"].T
+
+
+def attend(spec: Spec, w: Weights, x: torch.Tensor, context: Context) -> torch.Tensor:
+    """Attention of the normed x (B, S, D), up to the input of the output linear."""
+
+    def heads(name: str) -> torch.Tensor:  # (B, H, S, K)
+        y = F.linear(x, w[name], w.get(f"{name}_bias"))
+        return y.view(*y.shape[:2], -1, spec.head_dim).transpose(1, 2)
+
+    q, k, v = heads("q"), heads("k"), heads("v")
+    if spec.qk_norm:
+        q = rms_norm(q, w["q_norm"], spec.norm_eps)
+        k = rms_norm(k, w["k_norm"], spec.norm_eps)
+    q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
+    out = F.scaled_dot_product_attention(
+        q, k, v, context.allowed, enable_gqa=spec.heads != spec.kv_heads
+    )
+    return out.transpose(1, 2).flatten(-2)
+
+
+def run_block(spec: Spec, w: Weights, hidden: torch.Tensor, context: Context) -> torch.Tensor:
+    """The hidden state (B, S, D) after one block."""
+    *_, (_, after) = trace_block(spec, w, hidden, context)
+    return after

@@ -1,0 +1,71 @@
+"""What a build will need, in bytes, before any work; refuses with numbers what cannot fit."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.checkpoint import model_shapes
+from exporter.errors import UserError
+from exporter.families import Spec
+from exporter.lower import LINEARS
+from exporter.recipes import Recipe
+from targets import Target
+
+FLOAT_BYTES = {"fp32": 4, "fp16": 2}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Estimated sizes in bytes."""
+
+    weights: int  # of the bundle's graphs
+    work: int  # quantized blocks on disk while building: one byte a weight, and scales
+    activations: int  # of one forward over the longest canvas, one sequence
+
+    @property
+    def disk(self) -> int:
+        return self.weights + self.work
+
+
+def estimate(spec: Spec, recipe: Recipe, canvas: int) -> Needs:
+    """Sizes for a model, a recipe, and canvases of at most `canvas` tokens."""
+    compute, storage = FLOAT_BYTES[recipe.compute], FLOAT_BYTES[recipe.storage]
+    weights = work = 0.0
+    for key, shape in model_shapes(spec).items():
+        count = shape[0] * (shape[1] if len(shape) > 1 else 1)
+        name = key.rpartition(".")[2]
+        if name in LINEARS and recipe.bits is not None:
+            weights += count * (recipe.bits / 8 + 2 / recipe.group)
+            work += count * (1 + 2 / recipe.group)
+        elif name == "embed":
+            weights += count * (1 if recipe.embed_bits == 8 else storage)
+        elif name != "head":
+            weights += count * compute
+    head = spec.vocab_size * spec.width
+    weights += head * (1 + 2 / recipe.head_group if recipe.head_bits == 8 else compute)
+    rows = 4 * spec.width + 3 * spec.mlp_width + canvas * spec.heads
+    return Needs(int(weights), int(work), rows * canvas * compute)
+
+
+def check_fits(needs: Needs, target: Target, out: Path) -> None:
+    """Raises UserError when the disk or the target's memory is too small."""
+    place = next(p for p in (out, *out.parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if needs.disk > free:
+        raise UserError(
+            f"The build needs about {_gib(needs.disk)} of disk, `{place}` has {_gib(free)}",
+            "Free some space, or build on another disk with -o",
+        )
+    if target.memory_gib is None:
+        return
+    have = int(target.memory_gib * 2**30)
+    if needs.weights + needs.activations > have:
+        raise UserError(
+            f"The model needs {_gib(needs.weights)} for weights and {_gib(needs.activations)} for "
+            f"activations, {target.title} has {_gib(have)}",
+            "Use a smaller model, a recipe with fewer bits, or a smaller --max-canvas",
+        )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"

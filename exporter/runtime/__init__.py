@@ -1,0 +1,1 @@
+"""The decode loop, copied unchanged into every bundle: numpy, onnxruntime, standard library."""

@@ -1,0 +1,84 @@
+"""The one external-data file that all graphs of a bundle share, written tensor by tensor."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import onnx_ir as ir
+import torch
+
+ALIGNMENT = 4096  # bytes; a page, so that a runtime can map single tensors
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a weights file holds."""
+
+    tensors: dict[str, ir.ExternalTensor] = field(default_factory=dict)
+    groups: dict[str, int] = field(default_factory=dict)  # quantized linear -> inputs a scale
+
+
+class WeightsFile:
+    """Appends tensors to `file` and tells where they lie, as ONNX external tensors."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.stored = Stored()
+        self._stream = file.open("wb")
+        self._digest = hashlib.sha256()
+
+    def add(
+        self, name: str, dtype: ir.DataType, shape: tuple[int, ...], parts: Iterable[bytes]
+    ) -> None:
+        """Append one tensor given as `parts` of its raw row-major bytes (4-bit: packed)."""
+        assert name not in self.stored.tensors
+        self._write(b"\0" * (-self._stream.tell() % ALIGNMENT))
+        start = self._stream.tell()
+        for part in parts:
+            self._write(part)
+        length = self._stream.tell() - start
+        self.stored.tensors[name] = ir.ExternalTensor(
+            self.file.name,
+            start,
+            length,
+            dtype,
+            shape=ir.Shape(shape),
+            name=name,
+            base_dir=self.file.parent,
+        )
+
+    def _write(self, data: bytes) -> None:
+        self._stream.write(data)
+        self._digest.update(data)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of all bytes so far."""
+        return self._digest.hexdigest()
+
+    def __enter__(self) -> "WeightsFile":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stream.close()
+
+
+def as_bytes(tensor: torch.Tensor, dtype: ir.DataType) -> bytes:
+    """`tensor` as fp32, fp16 or int8 bytes. Raises ValueError when fp16 would overflow."""
+    kinds = {
+        ir.DataType.FLOAT: torch.float32,
+        ir.DataType.FLOAT16: torch.float16,
+        ir.DataType.INT8: torch.int8,
+    }
+    out = tensor.to(kinds[dtype])
+    if dtype == ir.DataType.FLOAT16 and not bool(torch.isfinite(out).all()):
+        worst = float(tensor.abs().max())
+        raise ValueError(f"a weight of size {worst:g} does not fit into fp16 (largest is 65504)")
+    return out.contiguous().numpy().tobytes()

@@ -1,0 +1,1 @@
+"""Operators of the emitted graphs: contracts, numpy references and ONNX Runtime kernels."""

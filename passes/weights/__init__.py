@@ -1,0 +1,1 @@
+"""Weight quantization, one block of the model at a time."""

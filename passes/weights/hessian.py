@@ -1,0 +1,91 @@
+"""The Hessian of a linear's output error over calibration tokens, and its factor for GPTQ.
+
+For a linear with inputs x_t of weight w_t the error of a weight D off by one row d is
+`sum_t w_t^2 (d . x_t)^2 = d H d^T / 2` with `H = 2 sum_t w_t^2 x_t x_t^T` (in, in).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LARGEST_DAMPING = 1.0  # as much as the mean of the diagonal: beyond it, little of H is left
+
+
+def accumulate_hessian(hessian: Tensor, x: Tensor, w: Tensor) -> int:
+    """Add `2 sum_t w_t^2 x_t x_t^T` to `hessian` (in, in) fp32 in place; return the tokens counted.
+
+    x (T, in) and w (T,) are fp32. Tokens of weight 0 are left out before the product, so padding
+    changes no bit, whatever it holds. A weight of 1 multiplies exactly: uniform weights give the
+    very bits of plain GPTQ. The customary division by the number of tokens is left out: a constant
+    factor cancels in the solve, and sums of several processes simply add up.
+    """
+    seen = w != 0
+    y = x[seen] * w[seen, None]
+    hessian.addmm_(y.T, y, alpha=2)
+    return len(y)
+
+
+def output_error(weight: Tensor, approximation: Tensor, hessian: Tensor) -> float:
+    """Relative squared output error `tr(D H D^T) / tr(W H W^T)`, D = weight - approximation.
+
+    Both are (out, in). 0 where the output itself is 0, as for an expert that saw no token.
+    """
+    total = quadratic(weight, hessian)
+    return quadratic(weight - approximation, hessian) / total if total > 0 else 0.0
+
+
+def quadratic(rows: Tensor, hessian: Tensor) -> float:
+    """`tr(rows hessian rows^T)` for rows (out, in), summed in fp64."""
+    return float((rows @ hessian).mul_(rows).sum(dtype=torch.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """The damped inverse Hessian, in the order in which GPTQ takes the columns."""
+
+    upper: Tensor  # (in, in) fp32 upper triangle U, U^T U = (H + damping * mean(diag H) I)^-1
+    order: Tensor | None  # (in,) int64, original column of each place; None: as they stand
+    dead: int  # columns that no token ever touched
+    retries: int  # times the damping had to be raised
+
+
+def factorize(hessian: Tensor, damping: float, act_order: bool) -> Factor:
+    """Factor `hessian` (in, in) for GPTQ, columns by falling diagonal if `act_order`.
+
+    Dead columns (a zero on the diagonal) get the mean of the diagonal: they stay uncoupled from all
+    others, and GPTQ rounds them to nearest. Damping is in units of that mean and goes up tenfold
+    until the Cholesky factorization in fp64 succeeds; ValueError beyond 1, or if H is not finite.
+    """
+    diagonal = hessian.diagonal()
+    if not torch.isfinite(diagonal).all():
+        raise ValueError("calibration inputs are not finite, or too large to be squared in fp32")
+    dead = diagonal == 0
+    mean = float(diagonal[~dead].double().mean()) if not dead.all() else 1.0
+    order = diagonal.argsort(descending=True, stable=True) if act_order else None
+    h = hessian.clone()
+    h.diagonal()[dead] = mean
+    h = h if order is None else h[order][:, order]
+    strength, retries = damping, 0
+    while (upper := inverse_factor(h, strength * mean)) is None:
+        if strength >= LARGEST_DAMPING:
+            raise ValueError(f"Hessian not positive definite, even with damping {strength:g}")
+        strength, retries = strength * 10, retries + 1
+    return Factor(upper.float(), order, int(dead.sum()), retries)
+
+
+def inverse_factor(h: Tensor, shift: float) -> Tensor | None:
+    """Upper triangle U (fp64) with `U^T U = (h + shift I)^-1`; None if not positive definite.
+
+    With J the reversal of the columns, `J (h + shift I) J = L L^T` gives `h + shift I = R R^T` for
+    the upper triangle `R = J L J`, hence U = R^-1: one factorization and no inverse of h.
+    """
+    shifted = h.double().flip(0, 1)
+    shifted.diagonal().add_(shift)
+    lower, failed = torch.linalg.cholesky_ex(shifted)
+    if failed.item():
+        return None
+    del shifted  # 1.2 GB for 12288 columns
+    upper = torch.eye(len(h), dtype=lower.dtype, device=h.device)
+    torch.linalg.solve_triangular(lower.flip(0, 1), upper, upper=True, out=upper)
+    return upper

@@ -1,0 +1,192 @@
+"""LLaDA and Dream in float64 numpy, straight from upstream checkpoints: an oracle for tests.
+
+It shares no code with the exporter. `NumpySession` gives its reductions to the decode loop, with
+the full distribution in hand, so K is the vocabulary.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file
+
+from exporter.runtime.bundle import ModelFacts
+from exporter.runtime.session import Bools, Floats, Ints, Reductions
+
+LLADA = {
+    "embed": "model.transformer.wte",
+    "final_norm": "model.transformer.ln_f",
+    "head": "model.transformer.ff_out",
+    "block": "model.transformer.blocks.{i}.",
+    "attn_norm": "attn_norm",
+    "q": "q_proj",
+    "k": "k_proj",
+    "v": "v_proj",
+    "o": "attn_out",
+    "mlp_norm": "ff_norm",
+    "gate": "ff_proj",
+    "up": "up_proj",
+    "down": "ff_out",
+}
+DREAM = {
+    "embed": "model.embed_tokens",
+    "final_norm": "model.norm",
+    "head": "lm_head",
+    "block": "model.layers.{i}.",
+    "attn_norm": "input_layernorm",
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "mlp_norm": "post_attention_layernorm",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+
+
+@dataclass(frozen=True)
+class NumpyModel:
+    """A checkpoint folder with upstream names."""
+
+    names: dict[str, str]
+    weights: dict[str, Floats]
+    layers: int
+    heads: int
+    theta: float
+    eps: float
+    facts: ModelFacts
+
+    def logits(self, ids: Ints, key_mask: Bools) -> Floats:
+        """Raw logits [B, S, V]; rows at padded positions mean nothing."""
+        position = np.arange(ids.shape[1])[None]
+        if self.facts.shift:  # Dream counts positions without padding
+            position = np.maximum(np.cumsum(key_mask, 1) - 1, 0)
+        x = self.weights[self.names["embed"] + ".weight"][ids]
+        for i in range(self.layers):
+            block = self.names["block"].format(i=i)
+            x = x + self._attend(block, self._norm(block, "attn_norm", x), position, key_mask)
+            h = self._norm(block, "mlp_norm", x)
+            gate = self._linear(block, "gate", h)
+            h = gate / (1 + np.exp(-gate)) * self._linear(block, "up", h)
+            x = x + self._linear(block, "down", h)
+        return self._linear("", "head", self._norm("", "final_norm", x))
+
+    def _norm(self, block: str, name: str, x: Floats) -> Floats:
+        weight = self.weights[f"{block}{self.names[name]}.weight"]
+        return np.asarray(weight * x / np.sqrt((x * x).mean(-1, keepdims=True) + self.eps))
+
+    def _linear(self, block: str, name: str, x: Floats) -> Floats:
+        name = block + self.names[name]
+        bias = self.weights.get(f"{name}.bias", np.zeros(()))
+        return np.asarray(x @ self.weights[f"{name}.weight"].T + bias)
+
+    def _attend(self, block: str, x: Floats, position: Ints, key_mask: Bools) -> Floats:
+        width = x.shape[-1] // self.heads
+
+        def heads(name: str) -> Floats:  # [B, H, S, K], key heads repeated
+            y = self._linear(block, name, x)
+            y = y.reshape(*y.shape[:2], -1, width).swapaxes(1, 2)
+            return np.asarray(np.repeat(y, self.heads // y.shape[1], axis=1))
+
+        angle = position[..., None] * self.theta ** (-np.arange(0, width, 2) / width)
+        angle = np.concatenate([angle, angle], -1)[:, None]
+
+        def turn(y: Floats) -> Floats:
+            half = np.concatenate([-y[..., width // 2 :], y[..., : width // 2]], -1)
+            return np.asarray(y * np.cos(angle) + half * np.sin(angle))
+
+        scores = turn(heads("q")) @ turn(heads("k")).swapaxes(2, 3) / np.sqrt(width)
+        scores = np.where(key_mask[:, None, None], scores, -1e30)
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed = (p / p.sum(-1, keepdims=True)) @ heads("v")
+        return self._linear(block, "o", mixed.swapaxes(1, 2).reshape(x.shape))
+
+
+def load_numpy_model(folder: Path, eot_id: int | None = None) -> NumpyModel:
+    """Read config.json and model.safetensors of a LLaDA or Dream checkpoint."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    shift = config["model_type"] == "Dream"
+    weights = {n: w.astype(np.float64) for n, w in load_file(folder / "model.safetensors").items()}
+    eos = config["eos_token_id"]
+    facts = ModelFacts(
+        family="dream" if shift else "llada",
+        name=folder.name,
+        attention="full",
+        shift=shift,
+        corruption="absorbing",
+        block_seed="mask",
+        vocab_size=config["vocab_size"],
+        max_length=config["max_position_embeddings" if shift else "max_sequence_length"],
+        mask_id=config["mask_token_id"],
+        eos_id=eos,
+        eot_id=eot_id,
+        pad_id=config["pad_token_id"],
+        special_ids=tuple(i for i in (eos, eot_id) if i is not None),
+    )
+    return NumpyModel(
+        names=DREAM if shift else LLADA,
+        weights=weights,
+        layers=config["num_hidden_layers" if shift else "n_layers"],
+        heads=config["num_attention_heads" if shift else "n_heads"],
+        theta=config["rope_theta"],
+        eps=config["rms_norm_eps"],
+        facts=facts,
+    )
+
+
+class NumpySession:
+    """`Session` over a `NumpyModel`; counts its calls and rows."""
+
+    def __init__(self, model: NumpyModel) -> None:
+        self.model, self.facts = model, model.facts
+        self.calls = self.rows = 0
+
+    def forward(
+        self,
+        ids: Ints,
+        key_mask: Bools,
+        window: Ints,
+        special_bias: npt.NDArray[np.float32],
+        cfg_scale: float | None,
+        temperature: float | None,
+        wanted: frozenset[str],
+    ) -> Reductions:
+        """See exporter/runtime/session.py."""
+        self.calls, self.rows = self.calls + 1, self.rows + len(ids)
+        logits = self.model.logits(ids, key_mask)
+        at = np.maximum(window - 1, 0) if self.facts.shift else window
+        logits = logits[:, at]
+        if cfg_scale is not None:
+            conditional, unconditional = np.split(logits, 2)
+            logits = unconditional + (cfg_scale + 1) * (conditional - unconditional)
+        logits[..., self.facts.mask_id] = -1e4
+        logits[..., list(self.facts.special_ids)] += special_bias[0]
+        bias = np.zeros(logits.shape[-1])
+        bias[list(self.facts.special_ids)] = special_bias[1]
+        return reduce(logits, bias, temperature or 1.0)
+
+
+def reduce(logits: Floats, bias: Floats, temperature: float) -> Reductions:
+    """All reductions of logits [..., V]; `bias` [V] counts in rest, rest_t and entropy only."""
+    order = np.argsort(-logits, axis=-1, kind="stable")
+    best = np.take_along_axis(logits, order, -1)
+    gap = logits - best[..., :1] + bias
+    rest, rest_t = np.exp(gap), np.exp(gap / temperature)
+    for odds in (rest, rest_t):
+        np.put_along_axis(odds, order[..., :1], 0.0, -1)
+    p = np.exp(gap - gap.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    return {
+        "id1": order[..., 0],
+        "l1": best[..., 0],
+        "l2": best[..., 1],
+        "rest": rest.sum(-1),
+        "rest_t": rest_t.sum(-1),
+        "entropy": -(p * np.log(np.where(p > 0, p, 1.0))).sum(-1),
+        "topk_ids": order,
+        "topk_logits": best,
+    }

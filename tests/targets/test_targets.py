@@ -1,0 +1,94 @@
+"""Every target loads, and its statements agree with each other and with the hardware."""
+
+from pathlib import Path
+
+import pytest
+import tomllib
+from pydantic import ValidationError
+
+import targets
+
+EVERY = [targets.load(name) for name in targets.names()]
+each_target = pytest.mark.parametrize("target", EVERY, ids=[t.name for t in EVERY])
+
+DESIGNED = {"cpu", "cuda", "rtx-30", "rtx-40", "rtx-50", "tensorrt", "jetson-thor"} | {
+    "jetson-orin" + suffix for suffix in ("", "-nx", "-nano", "-jp62")
+}
+
+
+def test_the_designed_targets_are_there() -> None:
+    assert set(targets.names()) == DESIGNED
+
+
+def version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
+
+
+@each_target
+def test_number_formats_exist_on_every_listed_gpu(target: targets.Target) -> None:
+    first = {"fp8": 89, "nvfp4": 100, "bf16": 80}  # compute capability that brought the format
+    for name, least in first.items():
+        if name in target.formats:
+            assert target.sm is not None
+            assert min(target.sm) >= least
+    assert set(target.activations) <= set(target.formats)
+    assert target.compute in target.formats
+    assert {f"int{bits}" for bits in target.weight_bits} <= set(target.formats)
+
+
+@each_target
+def test_orin_has_neither_fp8_nor_fp4(target: targets.Target) -> None:
+    if target.sm == (87,):
+        assert not {"fp8", "nvfp4"} & set(target.formats + target.activations)
+
+
+@each_target
+def test_runtime_decides_which_facts_are_given(target: targets.Target) -> None:
+    onnxruntime = target.runtime == "onnxruntime"
+    assert bool(target.providers) == onnxruntime
+    assert (target.tensorrt is None) == onnxruntime
+    assert (target.engine_built == "none") == onnxruntime
+    assert not (onnxruntime and target.plugins)
+    assert (target.sm is None) == (target.cuda is None)
+
+
+@each_target
+def test_tensorrt_version_decides_opset_attention_and_plugins(target: targets.Target) -> None:
+    if target.runtime != "tensorrt":
+        return
+    assert target.tensorrt is not None
+    release = version(target.tensorrt)
+    assert target.native_attention == (release >= (10, 14))
+    assert ("qdp" in target.plugins) == (release >= (10, 9))  # with kernels inside the engine
+    assert target.opset <= (24 if release >= (10, 15) else 21)  # 24 brings TensorScatter
+
+
+@each_target
+def test_memory_and_bandwidth_are_known_together(target: targets.Target) -> None:
+    assert (target.memory_gib is None) == (target.bandwidth_gb_s is None)
+
+
+@each_target
+def test_what_is_not_supported_says_so(target: targets.Target) -> None:
+    assert target.supported == (target.runtime == "onnxruntime")
+    assert target.build_today.startswith("Builds" if target.supported else "Refused")
+    assert target.build_today.endswith(".")
+
+
+@each_target
+def test_recipe_uses_a_width_that_the_target_is_fast_at(target: targets.Target) -> None:
+    assert int(target.default_recipe[1]) in target.weight_bits
+
+
+def test_unknown_name_lists_close_matches() -> None:
+    with pytest.raises(ValueError, match=r"'jetson-orim'.*did you mean jetson-orin.*known are cpu"):
+        targets.load("jetson-orim")
+    with pytest.raises(ValueError, match=r"'\?\?\?': known are cpu"):
+        targets.load("???")
+
+
+def test_a_misspelt_property_is_refused() -> None:
+    text = (Path(targets.__file__).parent / "cpu.toml").read_text(encoding="utf-8")
+    values = {"name": "cpu", **tomllib.loads(text), "weigth_bits": [4]}
+    with pytest.raises(ValidationError, match="weigth_bits"):
+        targets.Target.model_validate(values)
