@@ -20,7 +20,7 @@ from exporter.runtime.loop import decode
 from exporter.runtime.settings import Settings
 from exporter.runtime.task import make_canvas
 from exporter.tensor_files import read_header, write_atomically, write_tensors
-from exporter.work import to_json
+from exporter.work import Work, to_json
 from passes.calibrate.states import CalibrationSet, State, digest
 
 PROMPTS_AT_ONCE = 16  # rows that are decoded in lockstep
@@ -29,16 +29,20 @@ ROWS_AT_ONCE = 1024  # hidden rows whose logits are in memory at a time
 
 def calibrate(
     model: FloatModel,
+    digest_of_weights: str,
     facts: ModelFacts,
     settings: Settings,
     prompts: Sequence[Sequence[int]],
     recipe: Recipe,
-    folder: Path,
+    work: Work,
     progress: Progress,
 ) -> CalibrationSet | None:
-    """The weighed calibration set of a recipe, None when it needs none; kept in `folder`."""
+    """The weighed calibration set of a recipe; None when it needs none."""
     if recipe.draw is None:
         return None
+    folder = work.stage(
+        "calibrate", digest_of_weights, facts, settings, prompts, recipe.draw, recipe.weigh
+    )
     if (folder / "counts.json").is_file():
         return _load(folder)
     pool = roll_out(model, facts, settings, prompts, progress)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ import torch
 
 from exporter.errors import UserError
 from exporter.families import FAMILIES, Family, Spec
-from exporter.tensor_files import Entry, read_header, sha256
+from exporter.progress import Progress
+from exporter.tensor_files import Entry, read_header, sha256, write_atomically
+from exporter.work import Work
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -61,7 +63,7 @@ class Checkpoint:
         stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in self.files]
         return hashlib.sha256(repr((self.spec, stats)).encode()).hexdigest()
 
-    def digest(self, seen: Callable[[int], object] = lambda count: None) -> str:
+    def digest(self) -> str:
         """Digest of the facts and of all weight bytes. Raises UserError on NaN or infinity."""
         for key, entry in self.entries.items():
             bad = sum(int((~torch.isfinite(part)).sum()) for part in entry.parts(1 << 22))
@@ -70,8 +72,18 @@ class Checkpoint:
                     f"`{entry.file}`: tensor `{key}` holds {bad} values that are NaN or infinite",
                     "The checkpoint is damaged: download it again",
                 )
-        parts = [sha256(file, seen) for file in self.files]
+        parts = [sha256(file) for file in self.files]
         return hashlib.sha256(repr((self.spec, parts)).encode()).hexdigest()
+
+
+def check_weights(checkpoint: Checkpoint, work: Work, progress: Progress) -> str:
+    """The checkpoint's digest; every value is looked at, once in the life of a work folder."""
+    file = work.stage("checkpoint", checkpoint.fingerprint()) / "digest"
+    if not file.is_file():
+        with progress.stage("check weights", 1) as step:
+            write_atomically(file, [checkpoint.digest().encode()])
+            step()
+    return file.read_text()
 
 
 def _key(name: str, block: int | None) -> str:

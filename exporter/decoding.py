@@ -109,9 +109,7 @@ def comparable(settings: Settings) -> Settings:
     return replace(plain, steps=blocks * max(1, MODEL_CALLS // blocks))
 
 
-def describe_model(
-    checkpoint: Checkpoint, name: str, digest: str, used_vocab: int, canvas: int
-) -> ModelFacts:
+def describe_model(checkpoint: Checkpoint, digest: str, used_vocab: int, canvas: int) -> ModelFacts:
     """The manifest's section on the model."""
     spec = checkpoint.spec
     same = {f for f in ModelFacts.model_fields if hasattr(spec, f)}
@@ -119,7 +117,7 @@ def describe_model(
     return ModelFacts(
         **facts
         | {
-            "name": name,
+            "name": checkpoint.folder.resolve().name,
             "checkpoint": digest,
             "parameters": checkpoint.parameters,
             "vocab_size": used_vocab,

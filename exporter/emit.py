@@ -3,12 +3,35 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 
-from exporter.manifest import File, Manifest, Role
+from exporter.graph import GraphKind
+from exporter.lower import GRAPHS
+from exporter.manifest import (
+    Calibration,
+    Decode,
+    File,
+    GraphFile,
+    Manifest,
+    ModelFacts,
+    PassRecord,
+    Role,
+    Runtime,
+    significant,
+)
+from exporter.prompts import Prompts
+from exporter.quantize import Quantized
+from exporter.recipes import Recipe
+from exporter.runtime.settings import Settings
 from exporter.tensor_files import sha256, write_atomically
 from exporter.work import to_json
+from passes.calibrate.states import CalibrationSet
+from passes.weights.rtn import Rtn
+from targets import Target
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -16,7 +39,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "special_tokens_map.json",
 )
-MANIFEST, SEAL = "manifest.json", "manifest.sha256"
+MANIFEST, SEAL, GATE = "manifest.json", "manifest.sha256", "gate.safetensors"
 
 
 def copy_loop(draft: Path) -> None:
@@ -34,6 +57,79 @@ def copy_tokenizer(checkpoint: Path, draft: Path) -> None:
     for name in TOKENIZER_FILES:
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, draft / "tokenizer" / name)
+
+
+def describe(
+    model: ModelFacts,
+    recipe: Recipe,
+    target: Target,
+    settings: Settings,
+    accuracy_level: int,
+    kinds: Sequence[GraphKind],
+    calibration: Calibration | None,
+    passes: list[PassRecord],
+) -> Manifest:
+    """The manifest before gate and files are known."""
+    graphs = [
+        GraphFile(
+            name=kind.name,
+            path=f"{GRAPHS}/{kind.name}.onnx",
+            guided=kind.guided,
+            outputs=kind.outputs,
+        )
+        for kind in kinds
+    ]
+    runtime = Runtime(
+        name="onnxruntime", providers=list(target.providers), accuracy_level=accuracy_level
+    )
+    return Manifest(
+        made_by=f"dqexport {version('dqexport')}",
+        recipe=recipe.name,
+        model=model,
+        target=target.name,
+        compute=recipe.compute,
+        decode=Decode(**asdict(settings)),
+        runtime=runtime,
+        graphs=graphs,
+        calibration=calibration,
+        passes=passes,
+        gate=None,
+        files=[],
+    )
+
+
+def describe_calibration(
+    calibration: CalibrationSet | None, prompts: Prompts, rollout: Settings
+) -> Calibration | None:
+    """What the passes were calibrated on."""
+    if calibration is None:
+        return None
+    return Calibration(
+        prompts=len(prompts.calibration),
+        source=prompts.source,
+        settings=Decode(**asdict(rollout)),
+        states=calibration.provenance,
+        counts={name: significant(value) for name, value in calibration.counts.items()},
+    )
+
+
+def describe_passes(
+    calibration: CalibrationSet | None, quantized: Quantized | None, recipe: Recipe
+) -> list[PassRecord]:
+    """Every pass that ran, in order, with its settings and numbers."""
+    records: list[PassRecord] = []
+    if calibration is not None:
+        steps = [step for step in (recipe.draw, recipe.weigh) if step is not None]
+        records += [PassRecord(step=repr(s), where="calibration", stats={}) for s in steps]
+    for index in range(quantized.layers if quantized else 0):
+        assert quantized is not None
+        for fact in quantized.facts(index).passes:
+            stats = {name: significant(value) for name, value in fact["stats"].items()}
+            records.append(PassRecord(step=fact["step"], where=f"block {index}", stats=stats))
+    if recipe.head_bits == 8:
+        head = Rtn(8, recipe.head_group)
+        records.append(PassRecord(step=repr(head), where="head", stats={}))
+    return records
 
 
 def list_files(folder: Path) -> list[File]:
@@ -57,7 +153,7 @@ def _role(path: str) -> Role:
     by_name: dict[str, Role] = {
         "decode.py": "loop",
         "weights.bin": "weights",
-        "gate.safetensors": "gate",
+        GATE: "reference",
         "report.html": "report",
         "README.md": "readme",
     }

@@ -19,11 +19,13 @@ from exporter.progress import Progress
 from exporter.quantize import Quantized
 from exporter.recipes import Recipe
 from exporter.reductions import SUPPRESSED
+from exporter.runtime.bundle import ModelFacts
 from exporter.weights_file import Stored, WeightsFile, as_bytes
 from ort_ops.int4 import pack_int4
 from passes.numerics import QuantizedLinear
 from passes.weights.rtn import round_to_nearest
 
+GRAPHS = "graphs"  # folder in a bundle
 TYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
 LINEARS = tuple(name for group in GROUPS for name in group.linears)
 ROWS_AT_ONCE = 4096  # of embedding and head
@@ -33,13 +35,14 @@ def write_weights(
     checkpoint: Checkpoint,
     quantized: Quantized | None,
     recipe: Recipe,
-    used_vocab: int,
-    max_length: int,
-    file: Path,
+    facts: ModelFacts,
+    draft: Path,
     progress: Progress,
 ) -> Stored:
-    """Write all tensors of the graphs to `file`, block by block."""
+    """Write all tensors of the graphs below `draft`, block by block."""
     spec, compute = checkpoint.spec, TYPES[recipe.compute]
+    file = draft / GRAPHS / "weights.bin"
+    file.parent.mkdir()
     with WeightsFile(file) as out, progress.stage("lower", spec.layers + 2) as step:
         _add_embedding(out, checkpoint, recipe)
         step()
@@ -48,23 +51,21 @@ def write_weights(
             step()
         _add(out, "final_norm", checkpoint.tensor("final_norm"), compute)
         _add_head(out, checkpoint, recipe, compute)
-        cos, sin = rotary_tables(spec, torch.arange(max_length))
+        cos, sin = rotary_tables(spec, torch.arange(facts.max_length))
         _add(out, "cos", cos, compute)
         _add(out, "sin", sin, compute)
-        _add(out, "suppress", suppression(spec, used_vocab), ir.DataType.FLOAT)
+        _add(out, "suppress", suppression(spec, facts.vocab_size), ir.DataType.FLOAT)
         step()
     return out.stored
 
 
 def write_graphs(
-    spec: Spec, stored: Stored, recipe: Recipe, kinds: Sequence[GraphKind], folder: Path
-) -> dict[GraphKind, Path]:
+    spec: Spec, stored: Stored, recipe: Recipe, kinds: Sequence[GraphKind], draft: Path
+) -> None:
     """Write one small file for each kind of graph beside the weights file."""
-    paths: dict[GraphKind, Path] = {}
     for kind in kinds:
-        paths[kind] = folder / f"{kind.name}.onnx"
-        ir.save(build_graph(spec, stored, TYPES[recipe.compute], kind), paths[kind])
-    return paths
+        graph = build_graph(spec, stored, TYPES[recipe.compute], kind)
+        ir.save(graph, draft / GRAPHS / f"{kind.name}.onnx")
 
 
 def suppression(spec: Spec, used_vocab: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ from exporter.model import GROUPS, Context, make_context, run_block, trace_block
 from exporter.progress import Progress
 from exporter.recipes import Recipe
 from exporter.tensor_files import read_header, write_atomically, write_tensors
-from exporter.work import to_json
+from exporter.work import Work, to_json
 from passes.base import LinearGroup, run
 from passes.calibrate.states import CalibrationSet
 from passes.numerics import QuantizedLinear
@@ -112,16 +112,18 @@ class CalibratedBlock:
 @torch.no_grad()
 def quantize(
     model: FloatModel,
+    digest_of_weights: str,
     calibration: CalibrationSet | None,
     recipe: Recipe,
-    folder: Path,
+    work: Work,
     progress: Progress,
 ) -> Quantized | None:
     """Run the recipe's passes over every block; None when it has none."""
     if not recipe.blocks:
         return None
     checkpoint, layers = model.checkpoint, model.spec.layers
-    quantized = Quantized(folder, layers)
+    seen = None if calibration is None else (calibration.provenance, recipe.draw, recipe.weigh)
+    quantized = Quantized(work.stage("quantize", digest_of_weights, seen, recipe.blocks), layers)
     if all(quantized.done(index) for index in range(layers)):
         return quantized
     batches = _batches(model, calibration)

@@ -69,7 +69,7 @@ def _gate(gate: GateResult) -> str:
     verdict = ("passed", "ok") if gate.passed else ("failed", "bad")
     low, high = gate.argmax_interval
     cards = [
-        _card(verdict[0], "gate" + ("" if gate.enforced else " (not enforced)"), verdict[1]),
+        _card(verdict[0], "gate", verdict[1]),
         _card(f"{gate.argmax_agreement:.2%}", f"arg-max agreement ({low:.1%} to {high:.1%})"),
         _card(f"{gate.kl:.5f}", "KL divergence, nats"),
         _card(f"{gate.token_agreement:.2%}", "equal tokens, decoding freely"),

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -149,11 +149,10 @@ def write_atomically(file: Path, parts: Iterable[bytes]) -> None:
     os.replace(draft, file)
 
 
-def sha256(file: Path, seen: Callable[[int], object] = lambda count: None) -> str:
-    """Hex digest of a file's content; `seen` is told of every chunk's size in bytes."""
+def sha256(file: Path) -> str:
+    """Hex digest of a file's content."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while chunk := stream.read(1 << 22):
             digest.update(chunk)
-            seen(len(chunk))
     return digest.hexdigest()

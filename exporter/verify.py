@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from exporter.decoding import comparable
-from exporter.emit import MANIFEST, SEAL
+from exporter.emit import GATE, MANIFEST, SEAL
 from exporter.errors import UserError
 from exporter.gate import Reference, measure
 from exporter.manifest import GateResult, Manifest
@@ -58,7 +58,7 @@ def verify(bundle: Path, progress: Progress) -> Verdict:
     known = {file.path for file in manifest.files} | {MANIFEST, SEAL}
     gate = None
     if not damaged and manifest.gate is not None:
-        reference = Reference.load(bundle / "gate.safetensors")
+        reference = Reference.load(bundle / GATE)
         settings = comparable(Settings(**manifest.decode.model_dump()))
         limits = Limits(manifest.gate.least_argmax, manifest.gate.largest_kl)
         gate = measure(bundle, reference, settings, limits, progress)

@@ -5,10 +5,10 @@ board is a new file and nothing else.
 """
 
 import difflib
+import tomllib
 from importlib import resources
 from typing import Literal
 
-import tomllib
 from pydantic import BaseModel, ConfigDict
 
 Format = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8", "nvfp4"]

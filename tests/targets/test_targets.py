@@ -1,9 +1,9 @@
 """Every target loads, and its statements agree with each other and with the hardware."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
-import tomllib
 from pydantic import ValidationError
 
 import targets
