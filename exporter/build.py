@@ -4,8 +4,6 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from exporter import emit, report
 from exporter.calibrate import calibrate
 from exporter.checkpoint import check_weights, open_checkpoint
@@ -30,6 +28,7 @@ from exporter.prompts import read_prompts, used_vocabulary
 from exporter.quantize import quantize
 from exporter.recipes import QuantOptions, make_recipe
 from exporter.tasks import reference_folder
+from exporter.team import device_of, open_team
 from exporter.work import open_work
 
 log = logging.getLogger(__name__)
@@ -61,10 +60,11 @@ def build(
     out: Path,
     options: BuildOptions | None = None,
     progress: Progress | None = None,
-) -> Manifest:
+) -> Manifest | None:
     """Build a bundle of the checkpoint in `folder` for a target into the folder `out`.
 
-    `folder` None is the reference model. Raises UserError on anything that the user can mend. `out`
+    `folder` None is the reference model. Started by `torchrun`, all but the first process return
+    None after quantization. Raises UserError on anything that the user can mend. `out`
     holds a finished bundle afterwards, or none; a build that was killed goes on when run again.
     """
     options, progress = options or BuildOptions(), progress or Progress()
@@ -81,16 +81,18 @@ def build(
     check_fits(estimate(spec, recipe, canvas), target, out)
     check_output(out, options.force)
 
-    with open_work(options.work or out / ".work") as work, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(quant.seed)
+    device = device_of(options.device)
+    with open_team(device) as team, open_work(options.work or out / ".work", team.rank) as work:
         digest = check_weights(checkpoint, work, progress)
-        model = FloatModel(checkpoint, options.device)
+        model = FloatModel(checkpoint, device)
         described = describe_model(checkpoint, digest, used_vocabulary(checkpoint), canvas)
         facts, rollout = loop_facts(described), comparable(settings)
         calibration = calibrate(
-            model, digest, facts, rollout, prompts.calibration, recipe, work, progress
+            model, digest, facts, rollout, prompts.calibration, recipe, team, work, progress
         )
-        quantized = quantize(model, digest, calibration, recipe, work, progress)
+        quantized = quantize(model, digest, calibration, recipe, team, work, progress)
+        if team.rank != 0:
+            return None  # what is left is the work of one process
         reference = record_reference(
             model, digest, facts, rollout, prompts.held_out, work, progress
         )

@@ -21,6 +21,7 @@ from exporter.runtime.settings import Settings
 from exporter.runtime.task import make_canvas
 from exporter.tensor_files import read_header, write_atomically, write_tensors
 from exporter.work import Work, to_json
+from passes.base import Team
 from passes.calibrate.states import CalibrationSet, State, digest
 
 PROMPTS_AT_ONCE = 16  # rows that are decoded in lockstep
@@ -34,6 +35,7 @@ def calibrate(
     settings: Settings,
     prompts: Sequence[Sequence[int]],
     recipe: Recipe,
+    team: Team,
     work: Work,
     progress: Progress,
 ) -> CalibrationSet | None:
@@ -43,15 +45,16 @@ def calibrate(
     folder = work.stage(
         "calibrate", digest_of_weights, facts, settings, prompts, recipe.draw, recipe.weigh
     )
-    if (folder / "counts.json").is_file():
+    if all(team.collect((folder / "counts.json").is_file())):
         return _load(folder)
-    pool = roll_out(model, facts, settings, prompts, progress)
+    pool = roll_out(model, facts, settings, prompts, team, progress)
     states, counts = recipe.draw(pool)
-    _score(model, facts, states, progress)
+    _score(model, facts, states, team, progress)
     calibration = CalibrationSet(states, digest(states), counts)
     if recipe.weigh is not None:
         calibration.counts |= {f"cgq_{k}": v for k, v in recipe.weigh(calibration).items()}
-    _save(folder, calibration)
+    if team.rank == 0:
+        _save(folder, calibration)
     return calibration
 
 
@@ -60,6 +63,7 @@ def roll_out(
     facts: ModelFacts,
     settings: Settings,
     prompts: Sequence[Sequence[int]],
+    team: Team,
     progress: Progress,
 ) -> list[State]:
     """Every state that the float model passes through while it answers `prompts`."""
@@ -68,11 +72,11 @@ def roll_out(
     batches = [order[i : i + PROMPTS_AT_ONCE] for i in range(0, len(order), PROMPTS_AT_ONCE)]
     pool: list[State] = []
     with progress.stage("roll out", len(batches)) as step:
-        for batch in batches:
+        for batch in batches[team.rank :: team.size]:
             rows = [list(prompts[i]) for i in batch]
             pool += _trajectory(session, facts, settings, rows, batch)
             step()
-    return pool
+    return [state for part in team.collect(pool) for state in part]
 
 
 def _trajectory(
@@ -105,11 +109,14 @@ def _trajectory(
 
 
 @torch.no_grad()
-def _score(model: FloatModel, facts: ModelFacts, states: list[State], progress: Progress) -> None:
+def _score(
+    model: FloatModel, facts: ModelFacts, states: list[State], team: Team, progress: Progress
+) -> None:
     """Fill `score`: the probability of the token held, or of the candidate where masked."""
     batches = batch_states(states)
+    scores: dict[int, torch.Tensor] = {}
     with progress.stage("score", len(batches)) as step:
-        for batch in batches:
+        for batch in batches[team.rank :: team.size]:
             ids = torch.stack([states[i].ids for i in batch])
             mask = torch.stack([states[i].is_mask for i in batch])
             valid = torch.stack([states[i].valid for i in batch])
@@ -123,9 +130,11 @@ def _score(model: FloatModel, facts: ModelFacts, states: list[State], progress: 
                 strict=True,
             )
             parts = [_held_probability(model, facts, *rows) for rows in flat]
-            for i, score in zip(batch, torch.cat(parts).reshape(ids.shape), strict=True):
-                states[i].score = score
+            scores |= zip(batch, torch.cat(parts).reshape(ids.shape), strict=True)
             step()
+    for part in team.collect(scores):
+        for index, score in part.items():
+            states[index].score = score
 
 
 def _held_probability(
@@ -138,6 +147,7 @@ def _held_probability(
         logits = part.double().cpu()
         if first <= facts.mask_id < first + logits.shape[1]:
             logits[:, facts.mask_id - first] = SUPPRESSED
+        logits[:, max(0, facts.vocab_size - first) :] = SUPPRESSED  # padding rows of the head
         total = torch.logaddexp(total, logits.logsumexp(-1))
         best = torch.maximum(best, logits.amax(-1))
         inside = (ids >= first) & (ids < first + logits.shape[1])

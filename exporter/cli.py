@@ -113,6 +113,8 @@ def build(
         force=force,
     )
     manifest = build_bundle(checkpoint, target, out, options, TerminalProgress())
+    if manifest is None:
+        return  # not the first process of torchrun
     if as_json:
         print(manifest.model_dump_json(indent=2))
     else:

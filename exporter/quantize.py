@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from exporter.calibrate import batch_states
-from exporter.checkpoint import Checkpoint
 from exporter.families import Spec
 from exporter.float_session import FloatModel
 from exporter.model import GROUPS, Context, make_context, run_block, trace_block
@@ -21,7 +20,7 @@ from exporter.progress import Progress
 from exporter.recipes import Recipe
 from exporter.tensor_files import read_header, write_atomically, write_tensors
 from exporter.work import Work, to_json
-from passes.base import LinearGroup, run
+from passes.base import LinearGroup, Team, run
 from passes.calibrate.states import CalibrationSet
 from passes.numerics import QuantizedLinear
 
@@ -46,8 +45,9 @@ class Quantized:
         """How one block was quantized."""
         return BlockFacts(**json.loads((self.folder / f"block-{index:04}.json").read_text()))
 
-    def done(self, index: int) -> bool:
-        return (self.folder / f"block-{index:04}.json").is_file()
+    def count(self) -> int:
+        """How many blocks, from the first on, are there already."""
+        return len(list(self.folder.glob("block-*.json")))
 
     def save(
         self, index: int, linears: dict[str, QuantizedLinear], passes: list[dict[str, Any]]
@@ -86,6 +86,7 @@ class CalibratedBlock:
     name: str
     weights: dict[str, torch.Tensor]
     batches: Sequence[Batch]
+    team: Team
     groups: Sequence[LinearGroup] = GROUPS
     replaced: dict[str, QuantizedLinear] = field(default_factory=dict)
 
@@ -115,6 +116,7 @@ def quantize(
     digest_of_weights: str,
     calibration: CalibrationSet | None,
     recipe: Recipe,
+    team: Team,
     work: Work,
     progress: Progress,
 ) -> Quantized | None:
@@ -124,18 +126,18 @@ def quantize(
     checkpoint, layers = model.checkpoint, model.spec.layers
     seen = None if calibration is None else (calibration.provenance, recipe.draw, recipe.weigh)
     quantized = Quantized(work.stage("quantize", digest_of_weights, seen, recipe.blocks), layers)
-    if all(quantized.done(index) for index in range(layers)):
-        return quantized
-    batches = _batches(model, calibration)
+    finished = min(team.collect(quantized.count()))
+    batches = _batches(model, calibration, team) if finished < layers else []
     with progress.stage("quantize", layers) as step:
-        for index in range(layers):
-            block = _open_block(checkpoint, index, batches, model.device)
-            if quantized.done(index):
+        for index in range(layers if finished < layers else 0):
+            weights = {n: t.to(model.device) for n, t in checkpoint.block(index).items()}
+            block = CalibratedBlock(model.spec, f"block {index}", weights, batches, team)
+            if index < finished:
                 for name, linear in quantized.block(index).items():
                     block.replace(name, _to(linear, model.device))
             else:
                 _run_passes(quantized, index, block, recipe)
-            if not quantized.done(layers - 1):
+            if index < layers - 1:
                 block.advance()
             step()
     return quantized
@@ -143,6 +145,8 @@ def quantize(
 
 def _run_passes(quantized: Quantized, index: int, block: CalibratedBlock, recipe: Recipe) -> None:
     records = run(recipe.blocks, block, check_block)
+    if block.team.rank != 0:
+        return
     linears = {name: _to(q, "cpu") for name, q in block.replaced.items()}
     # seconds differ from run to run, and bundles must not
     facts = [{"step": record.step, "stats": record.stats} for record in records]
@@ -157,18 +161,12 @@ def check_block(block: CalibratedBlock) -> None:
         assert bool(torch.isfinite(block.weights[name]).all()), f"{block.name}: {name}"
 
 
-def _open_block(
-    checkpoint: Checkpoint, index: int, batches: Sequence[Batch], device: str
-) -> CalibratedBlock:
-    weights = {name: tensor.to(device) for name, tensor in checkpoint.block(index).items()}
-    return CalibratedBlock(checkpoint.spec, f"block {index}", weights, batches)
-
-
-def _batches(model: FloatModel, calibration: CalibrationSet | None) -> list[Batch]:
-    """Embedded calibration states, grouped by length."""
+def _batches(model: FloatModel, calibration: CalibrationSet | None, team: Team) -> list[Batch]:
+    """This process's share of the calibration states, embedded, grouped by length."""
     batches: list[Batch] = []
-    for group in [] if calibration is None else batch_states(calibration.states):
-        assert calibration is not None
+    if calibration is None:
+        return batches
+    for group in batch_states(calibration.states)[team.rank :: team.size]:
         states = [calibration.states[i] for i in group]
         valid = torch.stack([state.valid for state in states]).to(model.device)
         weights = torch.stack([calibration.weights[i] for i in group]).flatten().to(model.device)

@@ -140,7 +140,7 @@ def raw_bytes(tensor: torch.Tensor) -> bytes:
 def write_atomically(file: Path, parts: Iterable[bytes]) -> None:
     """Write `parts` one after the other; `file` appears whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(file.name + ".partial")
+    draft = file.with_name(f"{file.name}.{os.getpid()}.partial")
     with draft.open("wb") as stream:
         for part in parts:
             stream.write(part)

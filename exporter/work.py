@@ -26,7 +26,7 @@ class Work:
         """The folder of a stage, made if new. Equal `depends_on` (by repr) give the same folder."""
         key = hashlib.sha256(repr(depends_on).encode()).hexdigest()[:16]
         path = self.folder / f"{name}-{key}"
-        path.mkdir(exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
         return path
 
     def remove(self) -> None:
@@ -42,9 +42,15 @@ class Work:
 
 
 @contextmanager
-def open_work(folder: Path) -> Iterator[Work]:
-    """Make and lock the work folder. The draft goes away at the end, finished stages stay."""
+def open_work(folder: Path, rank: int = 0) -> Iterator[Work]:
+    """Make and lock the work folder. The draft goes away at the end, finished stages stay.
+
+    Of several processes of one build only the first, `rank` 0, locks and cleans up.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if rank != 0:
+        yield Work(folder)
+        return
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,6 +13,7 @@ from passes.numerics import QuantizedLinear
 Stats = dict[str, float]  # what a pass reports, written to the manifest
 M = TypeVar("M")
 M_contra = TypeVar("M_contra", contravariant=True)
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,45 @@ class LinearGroup:
     linears: tuple[str, ...]
 
 
+class Team(Protocol):
+    """The processes that work on one model; calibration states and solves are shared out."""
+
+    rank: int
+    size: int
+
+    def sum(self, tensor: Tensor) -> None:
+        """Replace `tensor`, on every process, by the sum over all of them."""
+        ...
+
+    def join(self, part: Tensor) -> Tensor:
+        """The parts (rows, ...) of all processes, one below the other by rank, on every process."""
+        ...
+
+    def collect(self, item: T) -> list[T]:
+        """`item` of every process, by rank, on every process."""
+        ...
+
+
+class Alone:
+    """A team of one."""
+
+    rank, size = 0, 1
+
+    def sum(self, tensor: Tensor) -> None:
+        """Nothing to add."""
+
+    def join(self, part: Tensor) -> Tensor:
+        return part
+
+    def collect(self, item: T) -> list[T]:
+        return [item]
+
+
+def share(count: int, team: Team) -> slice:
+    """Which of `count` rows this process takes: runs of nearly equal length, by rank."""
+    return slice(count * team.rank // team.size, count * (team.rank + 1) // team.size)
+
+
 class Block(Protocol):
     """One block of a model, as weight passes see it.
 
@@ -78,6 +118,11 @@ class Block(Protocol):
     @property
     def groups(self) -> Sequence[LinearGroup]:
         """All linears to quantize, in execution order."""
+        ...
+
+    @property
+    def team(self) -> Team:
+        """Who else works on this block; `inputs` are this process's share."""
         ...
 
     def weight(self, linear: str) -> Tensor:

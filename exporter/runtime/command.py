@@ -112,7 +112,7 @@ def _ids(
 def _task(bundle: Bundle, settings: Settings, prompts: list[list[int]]) -> Task:
     model = bundle.model
     for prompt in prompts:
-        wrong = [i for i in prompt if not 0 <= i < model.vocab_size]
+        wrong = [i for i in prompt if not 0 <= i < model.vocab_size and i != model.mask_id]
         if wrong:
             raise UserError(
                 f"id {wrong[0]} is not in the vocabulary of {model.vocab_size}",

@@ -36,7 +36,7 @@ def dream_times(steps: int, eps: float) -> Floats32:
     i = np.arange(steps + 1)
     left = np.float64(start) + step * i
     right = np.float64(end) - step * (steps - i)
-    return np.where(i < (steps + 1) // 2, left, right).astype(np.float32)
+    return np.asarray(np.where(i < (steps + 1) // 2, left, right), np.float32)
 
 
 def dream_shares(steps: Ints, eps: float) -> Floats32:

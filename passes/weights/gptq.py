@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from passes.base import Block, LinearGroup, Stats
+from passes.base import Block, LinearGroup, Stats, share
 from passes.numerics import (
     QuantizedLinear,
     clip_scales,
@@ -52,10 +52,17 @@ class Gptq:
             weights = [block.weight(linear) for linear in group.linears]
             hessian, seen = collect(block, group, weights[0])
             factor = factorize(hessian, self.damping, self.act_order)
-            # Rows are independent given H, so linears that share an input are solved as one.
-            solved = solve(
-                torch.cat(weights), factor, self.bits, self.group, self.block, self.clip
-            ).split([len(weight) for weight in weights])
+            # Rows are independent given H: linears that share an input are solved as one, and a
+            # team shares the rows out.
+            rows = torch.cat(weights)
+            mine = solve(
+                rows[share(len(rows), block.team)],
+                factor, self.bits, self.group, self.block, self.clip,
+            )  # fmt: skip
+            whole = QuantizedLinear(
+                block.team.join(mine.codes), block.team.join(mine.scales), self.bits, self.group
+            )
+            solved = whole.split([len(weight) for weight in weights])
             for linear, weight, quantized in zip(group.linears, weights, solved, strict=True):
                 block.replace(linear, quantized)
                 nearest = round_to_nearest(weight, self.bits, self.group, self.clip)
@@ -76,10 +83,12 @@ class Gptq:
 
 
 def collect(block: Block, group: LinearGroup, like: Tensor) -> tuple[Tensor, int]:
-    """The Hessian (in, in) of a group over its calibration inputs, and the tokens it counts."""
+    """The Hessian (in, in) of a group over all calibration inputs, and the tokens it counts."""
     width = like.shape[1]
     hessian = torch.zeros(width, width, device=like.device)
-    return hessian, sum(accumulate_hessian(hessian, x, w) for x, w in block.inputs(group))
+    tokens = sum(accumulate_hessian(hessian, x, w) for x, w in block.inputs(group))
+    block.team.sum(hessian)
+    return hessian, sum(block.team.collect(tokens))
 
 
 def solve(

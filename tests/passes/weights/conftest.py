@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from passes.base import Block, LinearGroup
+from passes.base import Alone, Block, LinearGroup, Team
 from passes.numerics import QuantizedLinear
 
 
@@ -17,6 +17,7 @@ class ToyBlock:
     """
 
     name = "block 0"
+    team: Team = Alone()
     groups: Sequence[LinearGroup] = (
         LinearGroup("in", ("gate", "up")),
         LinearGroup("out", ("down",)),

@@ -1,0 +1,57 @@
+# Two commands do everything on a machine with Python 3.11 or later: `make demo` and `make test`.
+# Others: `make check` (no install), `make check-slow`, `make check-trt`, `make clean`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+
+.PHONY: demo test install install-dev check check-slow check-trt clean
+
+demo: install
+	rm -rf $(DEMO)
+	$(BIN)/dqexport build --target cpu -o $(DEMO)
+	@echo
+	@echo 'prompt:  __A123+456='
+	@printf 'answer:  ' && $(BIN)/python $(DEMO)/decode.py --prompt '__A123+456='
+	@echo
+	@echo 'prompt:  _S58982066='
+	@printf 'answer:  ' && $(BIN)/python $(DEMO)/decode.py --prompt '_S58982066='
+	@echo
+	$(BIN)/dqexport inspect $(DEMO)
+	@echo
+	@echo 'Now: $(BIN)/dqexport run $(DEMO) --prompt "_____Rhello="   report: $(DEMO)/report.html'
+
+test: install-dev check
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/.python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or later is needed, this is %d.%d" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt -e '.[cpu]'
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt -e '.[cpu,dev]'
+	touch $(VENV)/.installed $@
+
+check:
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+check-slow: install-dev
+	$(BIN)/pytest -m slow
+
+check-trt: install-dev
+	$(BIN)/python -m pip install --quiet -e '.[rtx]'
+	$(BIN)/pytest -m trt
+
+clean:
+	rm -rf $(VENV) $(DEMO) .mypy_cache .pytest_cache .ruff_cache
