@@ -82,7 +82,7 @@ def build(
     check_output(out, options.force)
 
     device = device_of(options.device)
-    with open_team(device) as team, open_work(options.work or out / ".work", team.rank) as work:
+    with open_team(device) as team, open_work(options.work or out / emit.WORK, team.rank) as work:
         digest = check_weights(checkpoint, work, progress)
         model = FloatModel(checkpoint, device)
         described = describe_model(checkpoint, digest, used_vocabulary(checkpoint), canvas)

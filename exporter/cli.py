@@ -19,6 +19,7 @@ app = typer.Typer(
     help="Takes diffusion language models, quantized with DLLMQuant, to edge devices.",
 )
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+INTERRUPTED = 130  # exit code that typer makes of Ctrl-C, without a word
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]
 
 
@@ -127,6 +128,9 @@ def build(
 )
 def run(context: typer.Context, bundle: BundleFolder) -> None:
     """Decode with a bundle: the same options as its decode.py, see `dqexport run BUNDLE --help`."""
+    if str(bundle) in context.help_option_names:  # those behind BUNDLE are for the loop
+        print(context.get_help())
+        return
     from exporter.runtime.command import main as decode
 
     raise typer.Exit(decode(bundle, context.args, f"dqexport run {bundle}"))
@@ -220,24 +224,29 @@ def main() -> None:
     """Entry point: turns errors into two lines and exit code 1."""
     try:
         app()
-    except (UserError, OSError, KeyboardInterrupt) as error:
+    except (UserError, OSError) as error:
         if "--verbose" in sys.argv:
             raise
-        message, hint = _explain(error)
-        typer.echo(f"error: {message}" + (f"\n\nhint: {hint}" if hint else ""), err=True)
-        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
+        _report(*_explain(error))
+        raise SystemExit(1) from None
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            _report("Interrupted", "A build goes on where it was: run the same command again")
+        raise
 
 
-def _explain(error: BaseException) -> tuple[str, str]:
+def _report(message: str, hint: str) -> None:
+    typer.echo(f"error: {message}" + (f"\n\nhint: {hint}" if hint else ""), err=True)
+
+
+def _explain(error: UserError | OSError) -> tuple[str, str]:
     if isinstance(error, UserError):
         return str(error), error.hint
-    if isinstance(error, OSError):
-        hints = {
-            errno.ENOSPC: "Free some disk space and run the same command: it goes on",
-            errno.EACCES: "Choose a folder that you may write to with -o",
-            errno.EROFS: "Choose a folder on a disk that can be written to with -o",
-            errno.EPERM: "Choose a folder that you may write to with -o",
-        }
-        where = f" `{error.filename}`" if error.filename else ""
-        return f"{error.strerror or error}{where}", hints.get(error.errno or 0, "")
-    return "Interrupted", "Run the same command again: it goes on"
+    hints = {
+        errno.ENOSPC: "Free some disk space and run the same command: it goes on",
+        errno.EACCES: "Choose a folder that you may write to with -o",
+        errno.EROFS: "Choose a folder on a disk that can be written to with -o",
+        errno.EPERM: "Choose a folder that you may write to with -o",
+    }
+    where = f" `{error.filename}`" if error.filename else ""
+    return f"{error.strerror or error}{where}", hints.get(error.errno or 0, "")

@@ -1,9 +1,11 @@
 """Puts a bundle together in a draft folder, and publishes it: the manifest appears last."""
 
+import errno
 import hashlib
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib import resources
 from importlib.metadata import version
@@ -40,6 +42,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
 )
 MANIFEST, SEAL, GATE = "manifest.json", "manifest.sha256", "gate.safetensors"
+WORK = ".work"  # folder in OUT of a build that goes on
 
 
 def copy_loop(draft: Path) -> None:
@@ -168,10 +171,30 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def publish(draft: Path, bundle: Path) -> None:
-    """Move a finished draft into `bundle`, in place of what was there; the manifest goes last."""
+    """Move a finished draft into `bundle`, in place of what was there; the manifest goes last.
+
+    Until then `.work` in it says whose folder this is, so that a build that is killed on the way
+    can be run again.
+    """
+    (bundle / WORK).mkdir(parents=True, exist_ok=True)
     (bundle / MANIFEST).unlink(missing_ok=True)
     for old in ("graphs", "runtime", "tokenizer"):
         shutil.rmtree(bundle / old, ignore_errors=True)
     entries = sorted(draft.iterdir(), key=lambda e: (e.name == MANIFEST, e.name))
     for entry in entries:
-        os.replace(entry, bundle / entry.name)
+        _move(entry, bundle / entry.name, bundle / WORK)
+    with suppress(OSError):  # it holds the stages, when these are not kept elsewhere
+        (bundle / WORK).rmdir()
+
+
+def _move(entry: Path, place: Path, near: Path) -> None:
+    """Move a file or folder; from another disk by way of a copy in the folder `near` the place."""
+    try:
+        os.replace(entry, place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        copy = near / f"{entry.name}.arriving"
+        shutil.rmtree(copy, ignore_errors=True)  # of an earlier try
+        shutil.move(entry, copy)
+        os.replace(copy, place)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import targets
-from exporter.emit import MANIFEST
+from exporter.emit import MANIFEST, WORK
 from exporter.errors import UserError
 from exporter.runtime.settings import Settings
 
@@ -45,7 +45,7 @@ def check_output(out: Path, force: bool) -> None:
             raise UserError(
                 f"`{out}` holds a bundle already", "Replace it with --force, or choose another -o"
             )
-    elif any(out.iterdir()) and not (out / ".work").is_dir():
+    elif any(out.iterdir()) and not (out / WORK).is_dir():
         raise UserError(
             f"`{out}` is not empty and holds no bundle", "Choose an empty or new folder with -o"
         )

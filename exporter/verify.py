@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from exporter.decoding import comparable
-from exporter.emit import GATE, MANIFEST, SEAL
+from exporter.emit import GATE, MANIFEST, SEAL, WORK
 from exporter.errors import UserError
 from exporter.gate import Reference, measure
 from exporter.manifest import GateResult, Manifest
@@ -88,7 +88,7 @@ def _damage(path: Path, size: int, digest: str) -> str | None:
 
 def _unknown(bundle: Path, known: set[str]) -> list[str]:
     found = (f.relative_to(bundle) for f in bundle.rglob("*") if f.is_file())
-    ours = {".work", "__pycache__"}
+    ours = {WORK, "__pycache__"}
     return sorted(
         f.as_posix() for f in found if f.as_posix() not in known and not ours & {*f.parts}
     )
