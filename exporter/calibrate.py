@@ -88,21 +88,23 @@ def _trajectory(
 ) -> Iterator[State]:
     canvas, prompt_length, key_mask = make_canvas(prompts, settings.gen_length, facts)
     surety = np.ones(canvas.shape, np.float32)  # probability at commit time; 1 for the prompt
+    forwards = [0] * len(numbers)  # of each row: one that waits for another in lockstep takes none
     for step in decode(session, facts, settings, canvas, prompt_length, key_mask):
         is_mask = step.canvas_before == facts.mask_id
         for row, number in enumerate(numbers):
             if not any(commit[0] == row for commit in step.commits):
-                continue  # this row has ended
+                continue  # this row waits or has ended
             yield State(
                 ids=torch.from_numpy(step.canvas_before[row].copy()),
                 is_mask=torch.from_numpy(is_mask[row].copy()),
                 valid=torch.from_numpy(key_mask[row].copy()),
                 prompt=number,
                 block=step.block,
-                step=step.index,
+                step=forwards[row],
                 mask_ratio=float(is_mask[row, prompt_length:].mean()),
                 commit_score=torch.from_numpy(surety[row].copy()),
             )
+            forwards[row] += 1
         places = np.searchsorted(step.window, [position for _, position, _ in step.commits])
         for (row, position, _), place in zip(step.commits, places, strict=True):
             surety[row, position] = 1 / (1 + step.reductions["rest"][row, place])

@@ -269,7 +269,9 @@ def _find_tensors(folder: Path) -> dict[str, Entry]:
     index = folder / "model.safetensors.index.json"
     files = sorted(folder.glob("*.safetensors"))
     if index.is_file():
-        table = _read_json(index).get("weight_map", {})
+        table = _read_json(index).get("weight_map")
+        if not isinstance(table, dict):
+            raise UserError(f"`{index}` has no table weight_map", "Download it again")
         bad = [n for n in table.values() if not isinstance(n, str) or Path(n).name != n]
         if bad:
             raise UserError(

@@ -112,7 +112,7 @@ def describe_calibration(
         source=prompts.source,
         settings=Decode(**asdict(rollout)),
         states=calibration.provenance,
-        counts={name: significant(value) for name, value in calibration.counts.items()},
+        counts={name: significant(value) for name, value in sorted(calibration.counts.items())},
     )
 
 

@@ -207,9 +207,11 @@ def _free_running(
     new = np.array([result["new"] for result in results])
     same = new == reference.answer[:, start:]
     last = int(reference.commits[:, 0].max()) + 1
+    steps = sorted({step for result in results for step, _, _ in result["trace"]})
+    calls = {step: call for call, step in enumerate(steps)}  # steps count skipped calls too
     firsts = []
     for row, result in enumerate(results):
-        ours = {(s, p) for s, p, _ in result["trace"]}
+        ours = {(calls[s], p) for s, p, _ in result["trace"]}
         pad = int((~real[row]).sum())
         theirs = reference.commits[reference.commits[:, 1] == row]
         wrong = [s for s, _, p, i in theirs.tolist() if (s, p - pad) not in ours

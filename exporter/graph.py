@@ -143,6 +143,7 @@ def _reduce(g: "_Builder", spec: Spec, logits: ir.Value, kind: GraphKind) -> Non
     if spec.special_ids:
         ids = g.ints(spec.special_ids)
         bias = g.input("special_bias", FLOAT, [2, len(spec.special_ids)])
+        bias = g.op("Add", bias, g.op("Gather", choice, ids, axis=0))  # one may be suppressed too
         choice = g.op("ScatterElements", choice, ids, g.op("Gather", bias, g.int_scalar(0), axis=0))
         odds = g.op("ScatterElements", odds, ids, g.op("Gather", bias, g.int_scalar(1), axis=0))
     logits = g.op("Add", logits, choice)

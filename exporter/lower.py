@@ -77,7 +77,7 @@ def suppression(spec: Spec, used_vocab: int) -> torch.Tensor:
 
 
 def _add(out: WeightsFile, name: str, tensor: torch.Tensor, dtype: ir.DataType) -> None:
-    out.add(name, dtype, tuple(tensor.shape), [as_bytes(tensor, dtype)])
+    out.add(name, dtype, tuple(tensor.shape), [as_bytes(name, tensor, dtype)])
 
 
 def _add_block(
@@ -111,7 +111,8 @@ def _add_embedding(out: WeightsFile, checkpoint: Checkpoint, recipe: Recipe) -> 
     shape = checkpoint.entries["embed"].shape
     if recipe.embed_bits == 16:
         dtype = TYPES[recipe.storage]
-        parts = (as_bytes(rows, dtype) for rows in checkpoint.rows("embed", ROWS_AT_ONCE))
+        rows = checkpoint.rows("embed", ROWS_AT_ONCE)
+        parts = (as_bytes("embed", part, dtype) for part in rows)
         out.add("embed", dtype, shape, parts)
         return
     scales: list[torch.Tensor] = []

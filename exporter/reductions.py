@@ -54,8 +54,9 @@ class Reductions:
         if self.top is not None:
             logits = torch.cat((self.top[0], logits), -1)
             ids = torch.cat((self.top[1], ids), -1)
-        values, places = logits.topk(min(self.top_k, logits.shape[1]))
-        self.top = values, ids.gather(1, places)
+        values, places = logits.sort(dim=-1, descending=True, stable=True)  # topk shuffles ties
+        keep = slice(min(self.top_k, logits.shape[1]))
+        self.top = values[:, keep], ids.gather(1, places[:, keep])
 
     def results(self) -> dict[str, Array]:
         """The reductions by the names of the graph outputs, (N,) or (N, K)."""

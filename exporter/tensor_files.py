@@ -79,7 +79,7 @@ def read_header(file: Path) -> dict[str, Entry]:
             raise _broken(file, f"{size} bytes, header of {length} bytes")
         try:
             header = json.loads(stream.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _broken(file, f"header is not JSON: {error}") from None
     if not isinstance(header, dict):
         raise _broken(file, "header is not a table")
@@ -92,12 +92,14 @@ def read_header(file: Path) -> dict[str, Entry]:
 
 def _entry(file: Path, name: str, facts: object, base: int, size: int) -> Entry:
     try:
-        assert isinstance(facts, dict)
+        if not isinstance(facts, dict):
+            raise TypeError("not a table")
         dtype, shape = DTYPES[facts["dtype"]], tuple(int(n) for n in facts["shape"])
         start, stop = (int(n) for n in facts["data_offsets"])
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise _broken(file, f"entry of `{name}` is not readable ({error!r})") from None
-    if stop - start != math.prod(shape) * dtype.itemsize or start < 0:
+    honest = stop - start == math.prod(shape) * dtype.itemsize
+    if not honest or min(start, *shape, 0) < 0:
         raise _broken(file, f"`{name}` of shape {list(shape)} has {stop - start} bytes")
     if base + stop > size:
         raise _broken(file, f"`{name}` ends at byte {base + stop} of {size}: truncated")
@@ -138,15 +140,19 @@ def raw_bytes(tensor: torch.Tensor) -> bytes:
 
 
 def write_atomically(file: Path, parts: Iterable[bytes]) -> None:
-    """Write `parts` one after the other; `file` appears whole or not at all."""
+    """Write `parts` one after the other; `file` appears whole or not at all, and nothing else."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    with draft.open("wb") as stream:
-        for part in parts:
-            stream.write(part)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(draft, file)
+    try:
+        with draft.open("wb") as stream:
+            for part in parts:
+                stream.write(part)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(draft, file)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def sha256(file: Path) -> str:

@@ -9,6 +9,8 @@ from types import TracebackType
 import onnx_ir as ir
 import torch
 
+from exporter.errors import UserError
+
 ALIGNMENT = 4096  # bytes; a page, so that a runtime can map single tensors
 
 
@@ -70,8 +72,8 @@ class WeightsFile:
         self._stream.close()
 
 
-def as_bytes(tensor: torch.Tensor, dtype: ir.DataType) -> bytes:
-    """`tensor` as fp32, fp16 or int8 bytes. Raises ValueError when fp16 would overflow."""
+def as_bytes(name: str, tensor: torch.Tensor, dtype: ir.DataType) -> bytes:
+    """`tensor` as fp32, fp16 or int8 bytes. Raises UserError when fp16 would overflow."""
     kinds = {
         ir.DataType.FLOAT: torch.float32,
         ir.DataType.FLOAT16: torch.float16,
@@ -80,5 +82,8 @@ def as_bytes(tensor: torch.Tensor, dtype: ir.DataType) -> bytes:
     out = tensor.to(kinds[dtype])
     if dtype == ir.DataType.FLOAT16 and not bool(torch.isfinite(out).all()):
         worst = float(tensor.abs().max())
-        raise ValueError(f"a weight of size {worst:g} does not fit into fp16 (largest is 65504)")
+        raise UserError(
+            f"`{name}` holds a value of size {worst:g}, which fp16 cannot (largest is 65504)",
+            "Use the recipe fp32",
+        )
     return out.contiguous().numpy().tobytes()

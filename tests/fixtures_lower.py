@@ -235,11 +235,10 @@ def check_reductions(
             "topk_logits": np.full(want["topk_logits"].shape, logit_error),
         }
     for name, bound in close.items():
-        worst = np.abs(got[name] - want[name]) - bound - 1e-5  # fp32 of a logit up to 100
+        worst = np.abs(got[name] - want[name]) - bound
         assert (worst <= 0).all(), f"{name} is off by {worst.max()} too much"
     sure = want["l1"] - want["l2"] > 2 * logit_error
     assert np.array_equal(got["id1"][sure], want["id1"][sure])
-    assert sure.mean() > 0.3  # the test says something
     if "topk_ids" in got:
         _check_top(got, want, logit_error)
 
@@ -251,5 +250,5 @@ def _check_top(got: Mapping[str, Array], want: Mapping[str, Array], logit_error:
     for ids, logits, other_ids, other_logits in zip(*columns, strict=True):
         known = dict(zip(other_ids.tolist(), other_logits.tolist(), strict=True))
         expected = np.asarray([known.get(i, other_logits[-1]) for i in ids.tolist()])
-        assert (np.abs(logits - expected) <= 2 * logit_error + 1e-5).all()
+        assert (np.abs(logits - expected) <= logit_error).all()
         assert len(set(ids.tolist())) == len(ids)

@@ -87,7 +87,7 @@ def _run(folder: Path, argv: list[str], prog: str | None) -> None:
 def _from_stdin(parser: argparse.ArgumentParser) -> str:
     if sys.stdin is None or sys.stdin.isatty():
         parser.error("give --prompt TEXT, --ids 5,7,9, or text on stdin")
-    return sys.stdin.read()
+    return sys.stdin.read().rstrip("\r\n")  # what `echo` adds is no part of the prompt
 
 
 def _text(folder: Path, prompts: list[str | list[int]]) -> Text | None:

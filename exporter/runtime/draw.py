@@ -65,9 +65,8 @@ def pick(weights: Weights, uniform: Floats) -> tuple[Ints, Bools]:
     beyond = uniform >= inside
     again = np.divide(uniform - inside, 1 - inside, out=np.zeros_like(uniform), where=inside < 1)
     goal = np.where(beyond, again, uniform / inside) * sums[:, -1]
-    column = (sums <= goal[:, None]).sum(1)
-    last = np.count_nonzero(weights.kept, 1) - 1
-    return np.minimum(column, last), weights.whole & ~beyond
+    column = (sums <= goal[:, None]).sum(1)  # goal < the last sum: numbers are below 1
+    return column, weights.whole & ~beyond
 
 
 def odds_against(weights: Weights, column: Ints) -> Floats:

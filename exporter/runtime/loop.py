@@ -85,10 +85,9 @@ def decode(
     task = make_task(model, settings, canvas, prompt_length, key_mask)
     result = Result(canvas) if result is None else result
     rngs = [np.random.Generator(np.random.PCG64([settings.seed, r])) for r in range(len(canvas))]
-    live = np.ones(len(canvas), np.bool_)
-    _end_rows(task, live)
-    for index, call in enumerate(calls(task, live, rngs)):
-        if not live.any():
+    ended = _end_rows(task)
+    for index, call in enumerate(calls(task, rngs)):
+        if ended:
             return
         if not call.open.any():
             result.skipped += 1
@@ -102,14 +101,15 @@ def decode(
         result.nans += int(np.isnan(found["rest"][open_]).sum())
         commits = _choose(offered, call, window, settings, rngs)
         _write(task, commits)
-        _end_rows(task, live)
+        ended = _end_rows(task)
         yield Step(index, call.block, before, window, commits, found)
 
 
-def _end_rows(task: Task, live: Bools) -> None:
-    """Early stop: take finished rows out of `live` [B]."""
-    if task.settings.early_stop:
-        live &= ~close_finished(task.canvas, task.prompt_length, task.model)
+def _end_rows(task: Task) -> bool:
+    """Early stop: close the finished rows; True when all are."""
+    if not task.settings.early_stop:
+        return False
+    return bool(close_finished(task.canvas, task.prompt_length, task.model).all())
 
 
 def _choose(

@@ -129,6 +129,20 @@ def test_pick_is_the_inverse_of_the_cumulative_distribution(
 
 
 @settings(deadline=None)
+@given(logit_rows, temperatures, nuclei, st.integers(2, V))
+def test_pick_stays_among_the_kept_at_the_edges(
+    logits: Floats, scale: float, top_p: float | None, count: int
+) -> None:
+    """The largest numbers, and those next to the mass of the K, where a quotient rounds to 1."""
+    weights = weigh(*cut(logits, scale, count), scale, settings_for("entropy", scale, top_p, None))
+    total = weights.kept.sum(1)
+    inside = np.minimum(total / (total + weights.tail), np.nextafter(1, 0))
+    for u in (np.nextafter(inside, 0), inside, np.nextafter(np.ones(1), 0)):
+        column, _ = pick(weights, u)
+        assert weights.kept[0, column[0]] > 0
+
+
+@settings(deadline=None)
 @given(logit_rows, temperatures, nuclei)
 def test_odds_and_entropy_are_those_of_the_distribution(
     logits: Floats, scale: float, top_p: float | None

@@ -122,6 +122,8 @@ def test_every_run_ends_full_and_keeps_what_was_given(
     assert committed.max() <= 1
     assert not committed[start != MASK].any()
     assert result.forwards <= (start == MASK).sum()
+    if options.early_stop and (first_stop(canvas, length, FACTS) < canvas.shape[1]).all():
+        assert result.forwards + result.skipped == index + 1  # nothing is called after the end
     if not broken:
         assert result.nans == 0
 
@@ -187,6 +189,14 @@ def test_other_seeds_and_rows_draw_differently() -> None:
         generate(Noise(), FACTS, chosen, *task)
         drawn |= {tuple(row) for row in task[0].tolist()}
     assert len(drawn) == 6
+
+
+def test_an_answer_that_stands_already_needs_no_forward() -> None:
+    canvas, length, key_mask = make_canvas([[1]], 12, FACTS)
+    canvas[0, length : length + 2] = [3, EOT]
+    result = generate(Noise(), FACTS, quiet("threshold"), canvas, length, key_mask)
+    assert result.forwards == result.skipped == 0
+    assert canvas[0].tolist() == [1, 3, EOT, *[EOS] * 10]
 
 
 def test_eos_inf_never_predicts_the_end() -> None:

@@ -1,0 +1,191 @@
+"""The gate measures what it says, passes an equal model and fails a damaged one."""
+
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from exporter.decoding import comparable
+from exporter.emit import GATE
+from exporter.gate import Reference, divergence, measure, usable_provider, wilson
+from exporter.manifest import GateResult
+from exporter.progress import Progress
+from exporter.recipes import Limits
+from exporter.runtime.bundle import read_bundle
+from exporter.verify import read_manifest
+
+IDS = 12
+Floats = npt.NDArray[np.float64]
+# p ranges over more than four orders of magnitude; the rest of q is then at least 4e-6, so that its
+# rounding error, 12 eps, is below 1e-9 of it
+LOGITS = hnp.arrays(np.float64, IDS, elements=st.floats(-5, 5))
+ROUNDING = 1e-8
+
+
+def log_p(logits: Floats) -> Floats:
+    return np.asarray(logits - np.logaddexp.reduce(logits), np.float64)
+
+
+def best(logp: Floats, count: int) -> tuple[npt.NDArray[np.int64], Floats]:
+    ids = np.argsort(-logp)[:count]
+    return ids, logp[ids]
+
+
+@given(p=LOGITS, q=LOGITS, top=st.integers(1, IDS))
+def test_divergence_is_at_most_the_true_one(p: Floats, q: Floats, top: int) -> None:
+    log_ps, log_qs = log_p(p), log_p(q)
+    found = divergence(*best(log_ps, top), *best(log_qs, top))
+    assert 0 <= found <= float((np.exp(log_ps) * (log_ps - log_qs)).sum()) + ROUNDING
+
+
+@given(p=LOGITS, top=st.integers(1, IDS))
+def test_divergence_of_equals_is_zero(p: Floats, top: int) -> None:
+    assert divergence(*best(log_p(p), top), *best(log_p(p), top)) <= ROUNDING
+
+
+@given(p=LOGITS, q=LOGITS)
+def test_divergence_over_all_ids_is_exact(p: Floats, q: Floats) -> None:
+    log_ps, log_qs = log_p(p), log_p(q)
+    exact = float((np.exp(log_ps) * (log_ps - log_qs)).sum())
+    assert divergence(*best(log_ps, IDS), *best(log_qs, IDS)) == pytest.approx(exact, abs=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("hits", "count", "low", "high"),
+    [  # Newcombe, Statistics in Medicine 17 (1998), table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_gives_published_values(hits: int, count: int, low: float, high: float) -> None:
+    assert wilson(hits, count) == pytest.approx((low, high), abs=5e-5)
+    mirrored = wilson(count - hits, count)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def measure_again(bundle: Path, limits: Limits) -> GateResult:
+    settings = comparable(read_bundle(bundle).decode)
+    return measure(bundle, Reference.load(bundle / GATE), settings, limits, Progress())
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_the_float_model_itself_agrees_fully(
+    float_bundles: dict[str, Path], family: str
+) -> None:
+    gate = read_manifest(float_bundles[family]).gate
+    assert gate is not None and gate.passed
+    assert gate.argmax_agreement == gate.token_agreement == gate.exact_match == 1
+    assert gate.first_divergence == 1
+    # log p is off by 1.6e-4 at most in each of two evaluations (see test_calibrate); near its
+    # minimum, KL is at most the square of that over 2, and float64 rounding
+    assert gate.kl <= (2 * 1.6e-4) ** 2 / 2
+    assert gate.argmax_interval[0] < 1 == pytest.approx(gate.argmax_interval[1])
+    assert (gate.prompts, gate.tokens, gate.positions) == (4, 128, 128)
+
+
+def test_bins_of_the_mask_ratio_add_up(quick_bundle: Path) -> None:
+    gate = read_manifest(quick_bundle).gate
+    assert gate is not None and len(gate.by_mask_ratio) == 4
+    assert sum(count for count, _ in gate.by_mask_ratio) == gate.positions == 32
+    assert all(count > 0 for count, _ in gate.by_mask_ratio)
+    hits = sum(count * share for count, share in gate.by_mask_ratio)
+    assert hits == pytest.approx(gate.argmax_agreement * gate.positions)
+    low, high = gate.argmax_interval
+    assert 0 <= low < gate.argmax_agreement < high <= 1
+    assert 0 <= gate.first_divergence < 1
+
+
+def test_only_the_verdict_depends_on_the_limits(quick_bundle: Path) -> None:
+    built = read_manifest(quick_bundle).gate
+    assert built is not None and not built.passed
+    agreement, kl = built.argmax_agreement, built.kl
+    lenient = measure_again(quick_bundle, Limits(agreement, kl))
+    assert lenient.passed
+    for limits in (Limits(agreement, kl / 2), Limits(math.nextafter(agreement, 2), kl)):
+        assert not measure_again(quick_bundle, limits).passed
+    update = {"passed": False, "least_argmax": built.least_argmax, "largest_kl": built.largest_kl}
+    assert lenient.model_copy(update=update) == built
+
+
+def places(bundle: Path, suffix: str) -> list[tuple[int, int]]:
+    """(offset, bytes) in weights.bin of the tensors whose names end with `suffix`."""
+    graph = onnx.load(bundle / "graphs" / "full.onnx", load_external_data=False).graph
+    found = []
+    for tensor in graph.initializer:
+        facts = {entry.key: entry.value for entry in tensor.external_data}
+        if tensor.name.endswith(suffix) and facts:
+            found.append((int(facts["offset"]), int(facts["length"])))
+    return found
+
+
+def halve_scales(bundle: Path) -> None:
+    data = bytearray((bundle / "graphs" / "weights.bin").read_bytes())
+    for offset, size in places(bundle, ".scale"):
+        scales = np.frombuffer(data, np.float16, size // 2, offset)
+        data[offset : offset + size] = (scales / 2).astype(np.float16).tobytes()
+    (bundle / "graphs" / "weights.bin").write_bytes(data)
+
+
+def other_seed(bundle: Path) -> None:
+    """Other random weights, as large as before, in the last linear of every block."""
+    data = bytearray((bundle / "graphs" / "weights.bin").read_bytes())
+    draw = np.random.default_rng(0)
+    for offset, size in places(bundle, ".down"):
+        weight = np.frombuffer(data, np.float32, size // 4, offset)
+        fresh = draw.normal(scale=weight.std(), size=len(weight)).astype(np.float32)
+        data[offset : offset + size] = fresh.tobytes()
+    (bundle / "graphs" / "weights.bin").write_bytes(data)
+
+
+def test_halved_scales_fail_the_gate(reference_bundle: Path, tmp_path: Path) -> None:
+    gate = read_manifest(reference_bundle).gate
+    assert gate is not None and gate.passed
+    damaged = shutil.copytree(reference_bundle, tmp_path / "bundle")
+    assert len(places(damaged, ".scale")) > 1
+    halve_scales(damaged)
+    assert not measure_again(damaged, Limits(gate.least_argmax, gate.largest_kl)).passed
+
+
+def test_weights_of_another_seed_fail_the_gate(
+    float_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    damaged = shutil.copytree(float_bundles["dream"], tmp_path / "bundle")
+    assert len(places(damaged, ".down")) == 3
+    other_seed(damaged)
+    found = measure_again(damaged, Limits(0.85, 0.5))
+    assert not found.passed and found.token_agreement < 1 and found.first_divergence < 1
+
+
+def test_a_reference_is_read_as_it_was_written(
+    float_bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    file = float_bundles["llada"] / GATE
+    reference = Reference.load(file)
+    reference.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == file.read_bytes()
+    again = Reference.load(tmp_path / "again")
+    assert again.prompt_length == reference.prompt_length
+    for name in ("key_mask", "answer", "canvases", "commits", "top_ids", "top_logp"):
+        assert np.array_equal(getattr(again, name), getattr(reference, name)), name
+    assert len(reference.commits) == len(reference.top_ids) == reference.answer[:, 16:].size
+    assert (np.diff(reference.top_logp, axis=1) <= 0).all()
+    changed = replace(reference, prompt_length=3)
+    changed.save(tmp_path / "changed")
+    assert Reference.load(tmp_path / "changed").prompt_length == 3
+
+
+def test_a_missing_provider_is_replaced_by_the_processor() -> None:
+    assert usable_provider(["QuantumExecutionProvider"]) == "CPUExecutionProvider"
+    assert usable_provider(["QuantumExecutionProvider", "CPUExecutionProvider"]) == (
+        "CPUExecutionProvider"
+    )
