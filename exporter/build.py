@@ -21,6 +21,7 @@ from exporter.gate import measure, record_reference
 from exporter.graph import GraphKind
 from exporter.lower import write_graphs, write_weights
 from exporter.manifest import GateResult, Manifest
+from exporter.memory import return_large_blocks
 from exporter.planner import check_fits, estimate
 from exporter.preflight import check_lengths, check_output, load_target
 from exporter.progress import Progress
@@ -81,6 +82,7 @@ def build(
     check_fits(estimate(spec, recipe, canvas), target, out)
     check_output(out, options.force)
 
+    return_large_blocks()
     device = device_of(options.device)
     with open_team(device) as team, open_work(options.work or out / emit.WORK, team.rank) as work:
         digest = check_weights(checkpoint, work, progress)
@@ -127,8 +129,8 @@ def judge(gate: GateResult, enforce: bool) -> None:
     if gate.passed:
         return
     seen = (
-        f"The gate failed: arg-max agreement {gate.argmax_agreement:.3f} (at least "
-        f"{gate.least_argmax} wanted), KL {gate.kl:.4f} (at most {gate.largest_kl})"
+        f"The gate failed: regret {gate.regret:.4f} (at most {gate.largest_regret}), KL "
+        f"{gate.kl:.4f} (at most {gate.largest_kl}), arg-max agreement {gate.argmax_agreement:.3f}"
     )
     if enforce:
         raise UserError(

@@ -25,7 +25,7 @@ from passes.base import Team
 from passes.calibrate.states import CalibrationSet, State, digest
 
 PROMPTS_AT_ONCE = 16  # rows that are decoded in lockstep
-ROWS_AT_ONCE = 1024  # hidden rows whose logits are in memory at a time
+ROWS_AT_ONCE = 512  # hidden rows whose logits are in memory at a time
 
 
 def calibrate(

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from exporter.checkpoint import Checkpoint
@@ -15,14 +16,14 @@ from exporter.runtime.settings import Settings
 MODEL_CALLS = 32  # most calls of one roll-out in calibration and gate
 MAX_CANVAS = 4096  # tokens, where the user does not say and the model would take more
 
-# generation_config.json, where a checkpoint has one: upstream key -> our setting
-UPSTREAM_KEYS = {
-    "max_new_tokens": "gen_length",
-    "gen_length": "gen_length",
-    "steps": "steps",
-    "block_length": "block_length",
-    "eps": "eps",
-    "alg": "sampler",
+# generation_config.json, where a checkpoint has one: upstream key -> our setting, what it may be
+UPSTREAM_KEYS: dict[str, tuple[str, type | UnionType]] = {
+    "max_new_tokens": ("gen_length", int),
+    "gen_length": ("gen_length", int),
+    "steps": ("steps", int),
+    "block_length": ("block_length", int),
+    "eps": ("eps", int | float),
+    "alg": ("sampler", str),
 }
 UPSTREAM_SAMPLERS = {
     "maskgit_plus": "maskgit-plus",
@@ -53,7 +54,8 @@ def default_settings(checkpoint: Checkpoint, options: DecodeOptions) -> Settings
     try:
         return Settings(**values)
     except RuntimeUserError as error:
-        raise UserError(str(error), error.hint) from None
+        hint = error.hint or "Check the options and the checkpoint's generation_config.json"
+        raise UserError(str(error), hint) from None
 
 
 def _upstream(folder: Path) -> dict[str, Any]:
@@ -64,7 +66,16 @@ def _upstream(folder: Path) -> dict[str, Any]:
         content = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"`{file}` is not JSON: {error}", "Mend or remove it") from None
-    found = {ours: content[key] for key, ours in UPSTREAM_KEYS.items() if content.get(key)}
+    if not isinstance(content, dict):
+        raise UserError(
+            f"`{file}` holds {type(content).__name__}, not a table", "Mend or remove it"
+        )
+    found: dict[str, Any] = {}
+    for key, (ours, kind) in UPSTREAM_KEYS.items():
+        if value := content.get(key):
+            if not isinstance(value, kind):
+                raise UserError(f"`{file}` has {key} = {value!r}", "Mend or remove it")
+            found[ours] = value
     if "sampler" in found:
         found["sampler"] = UPSTREAM_SAMPLERS.get(found["sampler"], found["sampler"])
     return found

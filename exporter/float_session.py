@@ -16,8 +16,8 @@ from exporter.model import Context, Weights, make_context, rms_norm, run_block
 from exporter.reductions import SUPPRESSED, Reductions
 
 KEEP_BYTES = 64 * 2**20  # a model whose blocks take less than this in fp32 stays in memory
-TOKENS_AT_ONCE = 2048  # rows of a forward that are in flight in one block
-VOCAB_AT_ONCE = 8192  # head rows that are in memory at a time
+TOKENS_AT_ONCE = 1024  # rows of a forward that are in flight in one block
+VOCAB_AT_ONCE = 4096  # head rows that are in memory at a time
 TOP_K = 64  # ids and logits that are returned for sampling
 
 Array = npt.NDArray[np.generic]

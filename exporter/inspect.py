@@ -10,6 +10,7 @@ def describe(manifest: Manifest) -> str:
     model = manifest.model
     size = sum(file.bytes for file in manifest.files)
     weights = sum(file.bytes for file in manifest.files if file.role == "weights")
+    passes = list(dict.fromkeys(record.step for record in manifest.passes)) or ["none"]
     lines = [
         f"{model.name} ({model.family}), {model.parameters / 1e6:,.1f} M parameters, "
         f"{model.layers} blocks of width {model.width}",
@@ -22,7 +23,7 @@ def describe(manifest: Manifest) -> str:
         f"blocks of {manifest.decode.block_length}",
         f"graphs      {', '.join(graph.name for graph in manifest.graphs)}",
         f"size        {size / 2**20:,.1f} MiB, of it weights {weights / 2**20:,.1f} MiB",
-        f"passes      {'; '.join(dict.fromkeys(p.step for p in manifest.passes)) or 'none'}",
+        *(f"{'' if i else 'passes':12}{step}" for i, step in enumerate(passes)),
         *gate_lines(manifest.gate),
     ]
     return "\n".join(lines)
@@ -35,8 +36,9 @@ def gate_lines(gate: GateResult | None) -> list[str]:
     low, high = gate.argmax_interval
     return [
         f"gate        {'passed' if gate.passed else 'FAILED'}: arg-max agreement "
-        f"{gate.argmax_agreement:.4f} [{low:.4f}, {high:.4f}] on {gate.positions} positions, "
-        f"KL {gate.kl:.5f}",
+        f"{gate.argmax_agreement:.4f} [{low:.4f}, {high:.4f}] on {gate.positions} positions",
+        f"            regret {gate.regret:.5f} (at most {gate.largest_regret}), KL {gate.kl:.5f} "
+        f"(at most {gate.largest_kl})",
         f"            equal tokens {gate.token_agreement:.4f}, equal answers "
         f"{gate.exact_match:.2f} of {gate.prompts}",
     ]

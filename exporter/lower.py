@@ -20,7 +20,7 @@ from exporter.quantize import Quantized
 from exporter.recipes import Recipe
 from exporter.reductions import SUPPRESSED
 from exporter.runtime.bundle import ModelFacts
-from exporter.weights_file import Stored, WeightsFile, as_bytes
+from exporter.weights_file import Stored, WeightsFile, as_bytes, as_type
 from ort_ops.int4 import pack_int4
 from passes.numerics import QuantizedLinear
 from passes.weights.rtn import round_to_nearest
@@ -138,7 +138,7 @@ def _add_head(
         weight = torch.empty(width, vocab, dtype=torch.float16 if half else torch.float32)
         first = 0
         for part in rows:
-            weight[:, first : first + len(part)] = part.T
+            weight[:, first : first + len(part)] = as_type("head", part, compute).T
             first += len(part)
         _add(out, "head", weight, compute)
         return

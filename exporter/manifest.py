@@ -108,8 +108,9 @@ class GateResult(Strict):
     argmax_agreement: float
     argmax_interval: tuple[float, float]  # 95 %, Wilson
     by_mask_ratio: list[tuple[int, float]]  # (positions, agreement) from all masked to none
+    regret: float  # mean float probability of the float choice, minus that of the bundle's choice
     kl: float  # mean over positions, nats, at least this much
-    least_argmax: float  # what the recipe asks for
+    largest_regret: float  # what the recipe allows
     largest_kl: float
 
 

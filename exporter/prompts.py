@@ -39,6 +39,7 @@ def read_prompts(
                 f"`{file}` holds text, but `{checkpoint.folder}` has no tokenizer.json",
                 'Give lines of token ids: {"ids": [5, 7, 9]}',
             )
+        examples = list({(e.prompt, e.ids): e for e in examples}.values())  # none is in both parts
         random.Random(seed).shuffle(examples)
         cut = min(calibrate, max(1, len(examples) - check)) if len(examples) > 1 else 1
         parts = examples[:cut], examples[cut : cut + check] or examples[:check]
@@ -48,8 +49,9 @@ def read_prompts(
         return Prompts(tuple(made[:calibrate]), tuple(made[calibrate:]), "random ids")
     known, unseen = calibration_examples(), held_out_examples()
     draw = random.Random(seed)
-    parts = draw.sample(known, min(calibrate, len(known))), draw.sample(unseen, check)
-    return _encode(checkpoint, *parts, source="reference tasks")
+    drawn = draw.sample(known, min(calibrate, len(known)))
+    held_out = draw.sample(unseen, min(check, len(unseen)))
+    return _encode(checkpoint, drawn, held_out, source="reference tasks")
 
 
 def encode_examples(checkpoint: Checkpoint, examples: list[Example]) -> list[tuple[int, ...]]:

@@ -34,7 +34,7 @@ GROUPS = (128, 64, 32)  # inputs a scale, best first: fewer scales are smaller a
 class Limits:
     """What the gate asks of a bundle: see gate.py."""
 
-    argmax: float  # least agreement with the float model on the positions about to be committed
+    regret: float  # largest mean probability given up at the positions about to be committed
     kl: float  # largest mean KL divergence there, in nats
 
 
@@ -69,7 +69,7 @@ class Recipe:
     draw: Tmas | Uniform | None = None  # which states of the trajectory
     weigh: Cgq | None = None  # what each token weighs
     blocks: tuple[Pass[Block], ...] = ()  # run over every block, in order
-    limits: Limits = Limits(0.999, 1e-4)
+    limits: Limits = Limits(1e-4, 1e-4)
 
 
 def names() -> list[str]:
@@ -89,7 +89,7 @@ def make_recipe(name: str, spec: Spec, options: QuantOptions, compute: Storage) 
     if bits == "fp32":
         return Recipe(name, "fp32", "fp32")
     if bits == "fp16":
-        return Recipe(name, "fp16", "fp16", limits=Limits(0.99, 1e-3))
+        return Recipe(name, "fp16", "fp16", limits=Limits(2e-3, 2e-3))
     method = method or "dllmquant"
     width, group = int(bits[1]), _group(spec, options.group)
     solve: Rtn | Gptq = Gptq(
@@ -113,7 +113,7 @@ def make_recipe(name: str, spec: Spec, options: QuantOptions, compute: Storage) 
         draw=draw,
         weigh=weigh,
         blocks=(solve,),
-        limits=Limits(0.85, 0.5) if width == 4 else Limits(0.97, 0.01),
+        limits=Limits(0.03, 0.1) if width == 4 else Limits(5e-3, 5e-3),
     )
 
 

@@ -71,7 +71,8 @@ def _gate(gate: GateResult) -> str:
     cards = [
         _card(verdict[0], "gate", verdict[1]),
         _card(f"{gate.argmax_agreement:.2%}", f"arg-max agreement ({low:.1%} to {high:.1%})"),
-        _card(f"{gate.kl:.5f}", "KL divergence, nats"),
+        _card(f"{gate.regret:.5f}", f"probability given up (at most {gate.largest_regret})"),
+        _card(f"{gate.kl:.5f}", f"KL divergence, nats (at most {gate.largest_kl})"),
         _card(f"{gate.token_agreement:.2%}", "equal tokens, decoding freely"),
         _card(f"{gate.exact_match:.0%}", f"equal answers of {gate.prompts} prompts"),
         _card(f"{gate.first_divergence:.0%}", "of the steps until the first difference"),
@@ -83,7 +84,6 @@ def _gate(gate: GateResult) -> str:
     ]
     note = (
         "Compared with the float model on held-out prompts, at the positions that it commits next. "
-        f"Wanted: agreement of at least {gate.least_argmax}, KL of at most {gate.largest_kl}. "
         f"The bundle ran on {gate.provider}."
     )
     return (

@@ -74,6 +74,11 @@ class WeightsFile:
 
 def as_bytes(name: str, tensor: torch.Tensor, dtype: ir.DataType) -> bytes:
     """`tensor` as fp32, fp16 or int8 bytes. Raises UserError when fp16 would overflow."""
+    return as_type(name, tensor, dtype).contiguous().numpy().tobytes()
+
+
+def as_type(name: str, tensor: torch.Tensor, dtype: ir.DataType) -> torch.Tensor:
+    """`tensor` in fp32, fp16 or int8. Raises UserError when fp16 would overflow."""
     kinds = {
         ir.DataType.FLOAT: torch.float32,
         ir.DataType.FLOAT16: torch.float16,
@@ -86,4 +91,4 @@ def as_bytes(name: str, tensor: torch.Tensor, dtype: ir.DataType) -> bytes:
             f"`{name}` holds a value of size {worst:g}, which fp16 cannot (largest is 65504)",
             "Use the recipe fp32",
         )
-    return out.contiguous().numpy().tobytes()
+    return out

@@ -19,7 +19,7 @@ from exporter.lower import LINEARS, write_graphs, write_weights
 from exporter.progress import Progress
 from exporter.prompts import used_vocabulary
 from exporter.quantize import Quantized
-from exporter.recipes import QuantOptions, Recipe, make_recipe
+from exporter.recipes import QuantOptions, Recipe, Storage, make_recipe
 from exporter.runtime.bundle import Bundle, Graph, RuntimeFacts
 from exporter.runtime.session import Array, Bools, Ints
 from exporter.runtime.session_ort import OrtSession, open_session
@@ -120,7 +120,8 @@ def random_checkpoint(
     else:
         new = {"d_model": width, "mlp_hidden_size": mlp, "n_layers": layers}
         new |= {"n_heads": heads, "n_kv_heads": heads, "embedding_size": vocab}
-    ids = {"mask_token_id": vocab - 1, "eos_token_id": vocab - 2, "pad_token_id": vocab - 2}
+    ids = {"mask_token_id": vocab - 1}
+    ids |= {f"{name}_token_id": vocab - 2 for name in ("eos", "pad", "bos")}
     return write_checkpoint(folder, {**old, **new, **ids, "vocab_size": vocab}, tensors)
 
 
@@ -159,10 +160,11 @@ def lower(
     folder: Path,
     options: QuantOptions | None = None,
     logits: bool = False,
+    compute: Storage = "fp32",
 ) -> Lowered:
     """Round the linears to nearest where the recipe quantizes, and write weights and graphs."""
     spec = checkpoint.spec
-    recipe = make_recipe(recipe_name, spec, options or QuantOptions(), "fp32")
+    recipe = make_recipe(recipe_name, spec, options or QuantOptions(), compute)
     quantized = None
     if recipe.bits is not None:
         quantized = Quantized(folder / "work", spec.layers)

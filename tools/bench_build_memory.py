@@ -105,7 +105,6 @@ def slope(layers: Sequence[int], peaks: Sequence[int]) -> float | None:
 DEPTHS = [4, 8, 16]
 
 
-@cli.command()
 def main(
     layers: Annotated[list[int], typer.Option(min=1, help="Depths; repeatable.")] = DEPTHS,
     preset: Preset = Preset.M300,
@@ -138,4 +137,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli()
+    typer.run(main)

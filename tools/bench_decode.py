@@ -138,7 +138,6 @@ def cases(models: Sequence[Model], steps: int, calls: int, scratch: Path) -> lis
 MODELS = [Model.REFERENCE, Model.M300]
 
 
-@cli.command()
 def main(
     model: Annotated[list[Model], typer.Option(help="Repeatable.")] = MODELS,
     rounds: Annotated[int, typer.Option(min=1)] = 5,
@@ -169,4 +168,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli()
+    typer.run(main)

@@ -122,7 +122,6 @@ def percent(share: float) -> float:
     return round(100 * share, 2)
 
 
-@cli.command()
 def main(
     recipe: Annotated[list[str], typer.Option(help="Of `dqexport recipes`; repeatable.")] = RECIPES,
     seed: Annotated[list[int], typer.Option(help="Of the calibration; repeatable.")] = SEEDS,
@@ -152,4 +151,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli()
+    typer.run(main)

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Thread
 from typing import IO
 
-PERIOD = 0.05  # seconds between samples
+PERIOD = 0.05  # seconds between samples; a shorter stage may pass unseen
 
 
 @dataclass

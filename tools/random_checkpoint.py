@@ -138,7 +138,6 @@ def config(shape: Shape) -> dict[str, object]:
     }
 
 
-@cli.command()
 def main(
     out: Annotated[Path, typer.Argument(help="Folder to write")],
     preset: Preset = Preset.M300,
@@ -153,4 +152,4 @@ def main(
 
 
 if __name__ == "__main__":
-    cli()
+    typer.run(main)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from exporter.checkpoint import Checkpoint
-from exporter.model import make_context, rms_norm, run_block
+from exporter.model import Context, make_context, rms_norm, run_block
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,9 @@ class TorchModel:
     final_norm: torch.Tensor
     head: torch.Tensor
 
-    def logits(self, canvas: torch.Tensor) -> torch.Tensor:
+    def logits(self, canvas: torch.Tensor, context: Context) -> torch.Tensor:
         """Logits (B, S, V) of ids (B, S)."""
-        spec = self.checkpoint.spec
-        context = make_context(spec, torch.ones_like(canvas, dtype=torch.bool))
-        hidden = self.embed[canvas]
+        spec, hidden = self.checkpoint.spec, self.embed[canvas]
         for weights in self.blocks:
             hidden = run_block(spec, weights, hidden, context)
         return rms_norm(hidden, self.final_norm, spec.norm_eps) @ self.head.T
@@ -49,14 +47,16 @@ def decode(
     model: TorchModel, prompt: list[int], length: int, block: int, steps: int, calls: int
 ) -> torch.Tensor:
     """The canvas (1, prompt + length) after the first `calls` of `steps` model calls."""
-    mask_id = model.checkpoint.spec.mask_id
+    spec = model.checkpoint.spec
+    mask_id = spec.mask_id
     canvas = torch.tensor([prompt + [mask_id] * length])
+    context = make_context(spec, torch.ones_like(canvas, dtype=torch.bool))
     steps_a_block = steps * block // length
     for call in range(min(calls, steps)):
         number, step = divmod(call, steps_a_block)
         end = len(prompt) + (number + 1) * block
         quota = block // steps_a_block + (step < block % steps_a_block)  # remainder first
-        logits = model.logits(canvas)
+        logits = model.logits(canvas, context)
         logits[..., mask_id] = -torch.inf
         best = logits.argmax(-1)
         surety = logits.softmax(-1).gather(-1, best[..., None])[..., 0]

@@ -45,8 +45,8 @@ OPTIONS = ("gen_length", "steps", "block_length", "threshold", "factor", "cfg_sc
 SWITCHES = {"logits_eos_inf": "--eos-inf", "confidence_eos_eot_inf": "--confidence-eos-inf"}
 OWN_PROCESS = (("llada", "cfg1.0_leftpad_batch2"), ("dream", "topk_margin_leftpad_batch2"))
 ALONE = """import runpy, sys
-for name in ("exporter", "passes", "ort_ops", "targets", "trt_plugins", "dqexport", "torch", "onnx"):
-    sys.modules[name] = None
+ours = ("exporter", "passes", "ort_ops", "targets", "trt_plugins", "dqexport")
+sys.modules.update(dict.fromkeys((*ours, "torch", "onnx")))
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -94,7 +94,9 @@ def assert_as_upstream(answer: dict[str, Any], case: dict[str, Any]) -> None:
         for row, result in enumerate(results)
         for step, position, token in result["trace"]
     ]
-    wanted = [(step["forward"], *commit) for step in expected["steps"] for commit in step["commits"]]
+    wanted = [
+        (step["forward"], *commit) for step in expected["steps"] for commit in step["commits"]
+    ]
     assert sorted(commits) == sorted(wanted)
     assert answer["forwards"] == expected["useful_forwards"]
     assert answer["forwards"] + answer["skipped"] == expected["forwards"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from exporter import emit
+from exporter.work import open_work
 from tests.commands import (
     DQEXPORT,
     GOLDEN,
@@ -88,7 +89,7 @@ def test_stopped_while_it_publishes(tmp_path: Path, quick_bundle: Path, work: li
     out = tmp_path / "b"
     (out / ".work").mkdir(parents=True)
     (out / "manifest.sha256" / "in the way").mkdir(parents=True)
-    argv = (*QUICK_W4, *work, *[str(tmp_path / "work") for _ in work], "-o", out)
+    argv = (*QUICK_W4, *work, *[str(tmp_path / "work") for _ in work], "-o", str(out))
     outcome = dqexport("build", *argv)
     assert outcome.code == 1 and outcome.err.splitlines()[-1].startswith("error: ")
     assert (out / "graphs").is_dir() and not (out / "manifest.json").exists()
@@ -110,10 +111,7 @@ def test_a_work_folder_on_another_disk(tmp_path: Path, quick_bundle: Path) -> No
 
 def test_two_builds_do_not_share_a_work_folder(tmp_path: Path) -> None:
     out = tmp_path / "b"
-    process = start_until(".work/calibrate-*", out, "-o", str(out))
-    try:
-        refused = dqexport("build", *SLOW, "-o", out)
-    finally:
-        process.kill()
-        process.communicate()
-    assert_refused(refused, "Another build is at work", "--work")
+    with open_work(out / emit.WORK):
+        assert_refused(
+            dqexport("build", *QUICK_W4, "-o", out), "Another build is at work", "--work"
+        )

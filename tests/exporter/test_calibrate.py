@@ -2,7 +2,9 @@
 
 from collections import defaultdict
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,25 +39,21 @@ def states_by_prompt(pool: list[State]) -> dict[int, list[State]]:
     return found
 
 
-def recipe_of(golden: Golden, name: str = "w4a16", **options: object) -> Recipe:
-    quant = replace(QuantOptions(samples=9), **options)  # type: ignore[arg-type]
+def recipe_of(golden: Golden, name: str = "w4a16", **options: Any) -> Recipe:
+    quant = replace(QuantOptions(samples=9), **options)
     return make_recipe(name, golden.checkpoint.spec, quant, "fp32")
 
 
-def run(
-    golden: Golden, recipe: Recipe, folder: Path, settings: Settings = BLOCKS
-) -> CalibrationSet | None:
+def run(golden: Golden, recipe: Recipe, folder: Path) -> CalibrationSet | None:
     with open_work(folder) as work:
         return calibrate(
-            golden.model, "digest", golden.facts, settings, PROMPTS, recipe, Alone(), work,
+            golden.model, "digest", golden.facts, BLOCKS, PROMPTS, recipe, Alone(), work,
             Progress(),
         )  # fmt: skip
 
 
-def calibrated(golden: Golden, folder: Path, settings: Settings = BLOCKS, **options: object) -> (
-    CalibrationSet
-):  # fmt: skip
-    found = run(golden, recipe_of(golden, **options), folder, settings)
+def calibrated(golden: Golden, folder: Path, **options: Any) -> CalibrationSet:
+    found = run(golden, recipe_of(golden, **options), folder)
     assert found is not None
     return found
 
@@ -94,7 +92,7 @@ def test_masks_fall_and_tokens_stay(golden: Golden, settings: Settings) -> None:
             assert state.mask_ratio == int(state.is_mask.sum()) / settings.gen_length
             assert (state.ids[~state.valid] == golden.facts.pad_id).all()
             assert state.ids[state.valid][: len(PROMPTS[number])].tolist() == PROMPTS[number]
-        for before, after in zip(states, states[1:], strict=False):
+        for before, after in pairwise(states):
             assert after.step > before.step and after.block >= before.block
             assert after.mask_ratio < before.mask_ratio
             assert not (after.is_mask & ~before.is_mask).any()

@@ -79,9 +79,7 @@ def measure_again(bundle: Path, limits: Limits) -> GateResult:
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
-def test_the_float_model_itself_agrees_fully(
-    float_bundles: dict[str, Path], family: str
-) -> None:
+def test_the_float_model_itself_agrees_fully(float_bundles: dict[str, Path], family: str) -> None:
     gate = read_manifest(float_bundles[family]).gate
     assert gate is not None and gate.passed
     assert gate.argmax_agreement == gate.token_agreement == gate.exact_match == 1

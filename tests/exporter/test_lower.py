@@ -1,7 +1,7 @@
 """Weights and quantized graphs: the file, what ONNX Runtime makes of it, and the numbers."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +68,7 @@ def compare(lowered: Lowered, float_checkpoint: Checkpoint, error: float) -> Non
 class Variant:
     family: str
     recipe: str
-    options: QuantOptions = QuantOptions()
+    options: QuantOptions = field(default_factory=QuantOptions)
 
     def __str__(self) -> str:
         return f"{self.family}-{self.recipe}-head{self.options.head_bits}" + (
@@ -247,6 +247,16 @@ def test_fp16_graphs_agree_as_fp16_can(family: str, tmp_path: Path) -> None:
     compare(lowered, lowered.checkpoint, FP16_ERROR)
     with pytest.raises(AssertionError):
         compare(lowered, lowered.checkpoint, TWO_FP32)  # it does compute in fp16
+
+
+@each_family
+@pytest.mark.parametrize("recipe", ["w4a16-rtn", "w8a16-rtn"])
+def test_quantized_graphs_compute_in_fp16_where_a_target_does(
+    family: str, recipe: str, tmp_path: Path
+) -> None:
+    lowered = lower(golden(family), recipe, tmp_path, compute="fp16")
+    check_fused(lowered, tmp_path)
+    compare(lowered, de_quantized(lowered, tmp_path / "float"), FP16_ERROR)
 
 
 def test_fp16_keeps_large_activations(tmp_path: Path) -> None:

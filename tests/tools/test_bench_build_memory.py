@@ -4,9 +4,10 @@ import json
 import sys
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from tools.bench_build_memory import cli, slope
+from tools.bench_build_memory import main, slope
 from tools.memory_watch import watch
 
 if not sys.platform.startswith("linux"):
@@ -55,8 +56,10 @@ def test_slope_is_the_growth_a_layer() -> None:
 def test_command_builds_and_reports() -> None:
     """A tiny build stays within its budget: next to nothing beside the base."""
     options = "--preset tiny --layers 1 --recipe w4a16-rtn --prompt 4 --gen-length 4 --steps 1"
-    done = CliRunner().invoke(cli, [*options.split(), "--json"])
+    app = typer.Typer()
+    app.command()(main)
+    done = CliRunner().invoke(app, [*options.split(), "--json"])
     assert done.exit_code == 0, done.output
     (row,) = json.loads(done.stdout)["rows"]
     assert 0 < row["anonymous MB"] < row["peak MB"]
-    assert "quantize" in row["MB by stage"]
+    assert "gate" in row["MB by stage"]  # shorter stages may pass between two samples

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from exporter.checkpoint import open_checkpoint
+from exporter.model import make_context
 from exporter.runtime.session import Array, Bools, Ints, Reductions
 from tools import torch_loop
-from tools.bench_decode import cli, make_case, race
+from tools.bench_decode import main, make_case, race
 from tools.decode_contestants import Contestant, Timed, multiply_adds
 from tools.random_checkpoint import Preset, write_checkpoint
 
@@ -48,10 +50,11 @@ def tiny(tmp_path: Path) -> Path:
 def test_multiply_adds_are_those_that_torch_counts(tiny: Path, length: int) -> None:
     checkpoint = open_checkpoint(tiny)
     model = torch_loop.load(checkpoint, torch.float32)
-    counter = FlopCounterMode(display=False)
+    counter, canvas = FlopCounterMode(display=False), torch.zeros(1, length, dtype=torch.int64)
+    context = make_context(checkpoint.spec, canvas == 0)
     # torch does not count its fused attention on a CPU
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        model.logits(torch.zeros(1, length, dtype=torch.int64))
+        model.logits(canvas, context)
     assert counter.get_total_flops() == 2 * multiply_adds(checkpoint.spec, length, length)
 
 
@@ -76,7 +79,9 @@ def test_host_time_is_what_the_runtime_did_not_take(tiny: Path) -> None:
 
 def test_command_races_all_contestants() -> None:
     options = "--model tiny --rounds 1 --steps 4 --calls 2 --threads 1 --json"
-    done = CliRunner().invoke(cli, options.split())
+    app = typer.Typer()
+    app.command()(main)
+    done = CliRunner().invoke(app, options.split())
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     rows = {row["contestant"]: row for row in found["rows"]}

@@ -5,17 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 from exporter.checkpoint import open_checkpoint
 from exporter.float_session import FloatModel
-from tools.random_checkpoint import Preset, cli, write_checkpoint
+from tools.random_checkpoint import Preset, main, write_checkpoint
 
 TINY = Preset.TINY.shape
 
 
 def test_command_writes_what_the_project_opens(tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli, [str(tmp_path), "--preset", "tiny", "--layers", "3"])
+    app = typer.Typer()
+    app.command()(main)
+    done = CliRunner().invoke(app, [str(tmp_path), "--preset", "tiny", "--layers", "3"])
     assert done.exit_code == 0, done.output
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.spec.layers == 3

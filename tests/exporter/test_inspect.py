@@ -1,0 +1,55 @@
+"""Bundles, targets and recipes are described in full."""
+
+from pathlib import Path
+
+import pytest
+
+import targets
+from exporter import recipes
+from exporter.inspect import describe, gate_lines, recipe_rows, target_rows
+from exporter.recipes import QuantOptions, make_recipe
+from exporter.verify import read_manifest
+from tests.exporter.conftest import Golden
+
+
+def test_a_bundle_on_one_screen(reference_bundle: Path) -> None:
+    manifest = read_manifest(reference_bundle)
+    text = describe(manifest)
+    lines = text.splitlines()
+    assert len(lines) < 24 and max(map(len, lines)) < 160
+    for fact in (manifest.model.name, manifest.recipe, "full, full-sample, full-guided", "Tmas(",
+                 "Gptq(", f"mask {manifest.model.mask_id}", "gate        passed"):  # fmt: skip
+        assert fact in text
+    assert text.count("Gptq(") == 1  # not once a block
+    size = sum(file.stat().st_size for file in reference_bundle.rglob("*") if file.is_file())
+    shown = float(text.partition("size        ")[2].split()[0])
+    # the manifest and its seal are not counted; the figure is rounded to a tenth
+    uncounted = (reference_bundle / "manifest.json").stat().st_size + 65
+    assert shown == pytest.approx((size - uncounted) / 2**20, abs=0.05)
+
+
+def test_float_and_failed_bundles(float_bundles: dict[str, Path], quick_bundle: Path) -> None:
+    float_text = describe(read_manifest(float_bundles["dream"]))
+    assert "passes      none" in float_text and "shifted logits" in float_text
+    assert "unshifted" not in float_text
+    assert "FAILED" in describe(read_manifest(quick_bundle))
+    assert gate_lines(None) == ["gate        not run"]
+
+
+def test_every_target_is_listed_with_a_recipe_that_exists() -> None:
+    rows = target_rows()
+    assert [row["name"] for row in rows] == targets.names()
+    for row in rows:
+        assert row["recipe"] in recipes.names()
+        assert row["title"] and row["build"]
+
+
+def test_every_listed_recipe_can_be_made(llada: Golden) -> None:
+    rows = recipe_rows()
+    assert [row["name"] for row in rows] == recipes.names()
+    for row in rows:
+        made = make_recipe(row["name"], llada.checkpoint.spec, QuantOptions(), "fp32")
+        assert made.name in (row["name"], f"{row['name']}-dllmquant")
+        assert row["about"]
+    about = {row["name"]: row["about"] for row in rows}
+    assert about["w4a16"] == about["w4a16-dllmquant"] != about["w4a16-gptq"]

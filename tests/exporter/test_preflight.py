@@ -1,0 +1,70 @@
+"""What is refused before any work, and what is let through."""
+
+from pathlib import Path
+
+import pytest
+
+import targets
+from exporter.errors import UserError
+from exporter.preflight import check_lengths, check_output, load_target
+from exporter.runtime.settings import Settings
+
+
+@pytest.mark.parametrize("name", targets.names())
+def test_a_target_is_served_or_refused_with_its_reason(name: str) -> None:
+    target = targets.load(name)
+    if target.supported:
+        assert load_target(name) == target
+        return
+    with pytest.raises(UserError, match=f"`{name}`") as refused:
+        load_target(name)
+    assert target.build_today in str(refused.value)
+    assert all(targets.load(n).supported for n in ("cpu", "cuda"))  # which the hint names
+    assert "cpu" in refused.value.hint and "cuda" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("typed", "close"), [("jetson-oron", "jetson-orin"), ("cudo", "cuda"), ("rtx40", "rtx-40")]
+)
+def test_a_mistyped_target_is_guessed(typed: str, close: str) -> None:
+    with pytest.raises(UserError, match=typed) as refused:
+        load_target(typed)
+    guess = str(refused.value).partition("did you mean ")[2].partition("?")[0]
+    assert close in guess.split(" or ")
+    assert "dqexport targets" in refused.value.hint
+
+
+@pytest.mark.parametrize(("longest", "fits"), [(1, True), (48, True), (49, False), (500, False)])
+def test_prompt_and_answer_fit_into_the_canvas_exactly(longest: int, fits: bool) -> None:
+    settings, prompts = Settings(gen_length=16, block_length=16), [[1], [2] * longest, [3]]
+    if fits:
+        check_lengths(prompts, settings, 64)
+        return
+    with pytest.raises(UserError, match=f"{longest} tokens.* 16 .* 64 tokens"):
+        check_lengths(prompts, settings, 64)
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("held", [(), (".work/",), (".work/", "graphs/"), ("file",), ("folder/",)])
+def test_only_new_empty_and_our_folders_are_taken(
+    tmp_path: Path, held: tuple[str, ...], force: bool
+) -> None:
+    out = tmp_path / "b"
+    check_output(out, force)
+    out.mkdir()
+    for name in held:
+        (out / name).mkdir() if name.endswith("/") else (out / name).touch()
+    if not held or ".work/" in held:
+        check_output(out, force)
+        return
+    with pytest.raises(UserError, match="is not empty and holds no bundle"):
+        check_output(out, force)
+
+
+def test_a_bundle_is_replaced_only_by_force(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").touch()
+    check_output(tmp_path, force=True)
+    with pytest.raises(UserError, match="holds a bundle already"):
+        check_output(tmp_path, force=False)
+    with pytest.raises(UserError, match="is a file"):
+        check_output(tmp_path / "manifest.json", force=True)
