@@ -4,7 +4,7 @@ With token weights of CGQ in the Hessian it is the weight part of DLLMQuant (arX
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -44,42 +44,52 @@ class Gptq:
         """Stats over the linears: `error` (mean) and `worst_error` of the output, `rtn_error` (what
         rounding to nearest gives on the same inputs), `tokens` (fewest that a group saw).
         """
-        errors: list[float] = []
-        rtn_errors: list[float] = []
-        tokens: list[int] = []
-        dead = retries = 0
-        for group in block.groups:
-            weights = [block.weight(linear) for linear in group.linears]
-            hessian, seen = collect(block, group, weights[0])
-            factor = factorize(hessian, self.damping, self.act_order)
-            # Rows are independent given H: linears that share an input are solved as one, and a
-            # team shares the rows out.
-            rows = torch.cat(weights)
-            mine = solve(
-                rows[share(len(rows), block.team)],
-                factor, self.bits, self.group, self.block, self.clip,
-            )  # fmt: skip
-            whole = QuantizedLinear(
-                block.team.join(mine.codes), block.team.join(mine.scales), self.bits, self.group
-            )
-            solved = whole.split([len(weight) for weight in weights])
-            for linear, weight, quantized in zip(group.linears, weights, solved, strict=True):
-                block.replace(linear, quantized)
-                nearest = round_to_nearest(weight, self.bits, self.group, self.clip)
-                errors.append(output_error(weight, quantized.dequantize(), hessian))
-                rtn_errors.append(output_error(weight, nearest.dequantize(), hessian))
-            tokens.append(seen)
-            dead += factor.dead
-            retries += factor.retries
+        groups = [self.quantize(block, group) for group in block.groups]
+        errors = [error for group in groups for error in group.errors]
+        rtn_errors = [error for group in groups for error in group.rtn_errors]
         return {
             "linears": len(errors),
             "error": sum(errors) / max(len(errors), 1),
             "worst_error": max(errors, default=0.0),
             "rtn_error": sum(rtn_errors) / max(len(rtn_errors), 1),
-            "tokens": min(tokens, default=0),
-            "dead_columns": dead,
-            "damping_retries": retries,
+            "tokens": min((group.tokens for group in groups), default=0),
+            "dead_columns": sum(group.dead for group in groups),
+            "damping_retries": sum(group.retries for group in groups),
         }
+
+    def quantize(self, block: Block, group: LinearGroup) -> "GroupResult":
+        """Solve the linears of one group and replace them in the block."""
+        weights = [block.weight(linear) for linear in group.linears]
+        hessian, tokens = collect(block, group, weights[0])
+        factor = factorize(hessian, self.damping, self.act_order)
+        result = GroupResult(tokens, factor.dead, factor.retries)
+        # Rows are independent given H: linears that share an input are solved as one, and a team
+        # shares the rows out.
+        rows = torch.cat(weights)
+        mine = solve(
+            rows[share(len(rows), block.team)], factor, self.bits, self.group, self.block, self.clip
+        )
+        whole = QuantizedLinear(
+            block.team.join(mine.codes), block.team.join(mine.scales), self.bits, self.group
+        )
+        solved = whole.split([len(weight) for weight in weights])
+        for linear, weight, quantized in zip(group.linears, weights, solved, strict=True):
+            block.replace(linear, quantized)
+            nearest = round_to_nearest(weight, self.bits, self.group, self.clip)
+            result.errors.append(output_error(weight, quantized.dequantize(), hessian))
+            result.rtn_errors.append(output_error(weight, nearest.dequantize(), hessian))
+        return result
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """What solving one group of linears gave."""
+
+    tokens: int
+    dead: int
+    retries: int
+    errors: list[float] = field(default_factory=list)  # of each linear's output, relative
+    rtn_errors: list[float] = field(default_factory=list)  # the same, rounded to nearest
 
 
 def collect(block: Block, group: LinearGroup, like: Tensor) -> tuple[Tensor, int]:

@@ -93,8 +93,22 @@ def inverse_factor(h: Tensor, shift: float) -> Tensor | None:
     upper = torch.zeros_like(h)
     for start in range(0, width, COLUMNS_AT_ONCE):
         stop = min(start + COLUMNS_AT_ONCE, width)
-        unit = torch.zeros(width - start, stop - start, dtype=lower.dtype, device=h.device)
-        unit.fill_diagonal_(1.0)
-        found = torch.linalg.solve_triangular(lower[start:, start:], unit, upper=False)
+        found = inverse_columns(lower, start, stop)
         upper[: width - start, width - stop : width - start] = found.flip(0, 1)
     return upper
+
+
+def inverse_columns(lower: Tensor, start: int, stop: int) -> Tensor:
+    """Rows `start` and below of the columns start … stop - 1 of the inverse of a lower triangle.
+
+    Forward substitution by blocks, so that nothing of the size of `lower` is copied.
+    """
+    width = len(lower)
+    found = torch.zeros(width - start, stop - start, dtype=lower.dtype, device=lower.device)
+    found.fill_diagonal_(1.0)
+    for at in range(start, width, COLUMNS_AT_ONCE):
+        end = min(at + COLUMNS_AT_ONCE, width)
+        rows = found[at - start : end - start]
+        rows -= lower[at:end, start:at] @ found[: at - start]
+        rows.copy_(torch.linalg.solve_triangular(lower[at:end, at:end], rows, upper=False))
+    return found

@@ -166,5 +166,5 @@ def test_no_gate_keeps_the_bundle_and_says_so(
     assert "The gate failed" in caplog.text and "kept" in caplog.text
     gate = read_manifest(tmp_path / "b").gate
     assert gate is not None and not gate.passed
-    assert gate.argmax_agreement < gate.least_argmax or gate.kl > gate.largest_kl
+    assert gate.regret > gate.largest_regret or gate.kl > gate.largest_kl
     assert "FAILED" in dqexport("inspect", tmp_path / "b").out

@@ -1,13 +1,22 @@
 """Names, passes and groups of recipes, and what is refused."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import UserError
-from exporter.recipes import BITS, GROUPS, METHODS, QuantOptions, Storage, make_recipe, names
+from exporter.recipes import (
+    BITS,
+    GROUPS,
+    METHODS,
+    Limits,
+    QuantOptions,
+    Storage,
+    make_recipe,
+    names,
+)
 from passes.calibrate.cgq import Cgq
 from passes.calibrate.tmas import Tmas
 from passes.calibrate.uniform import Uniform
@@ -66,7 +75,15 @@ def test_a_method_is_a_choice_of_passes() -> None:
 def test_settings_reach_the_recipe() -> None:
     recipe = make_recipe("w8a16", SPEC, QuantOptions(head_bits=16, embed_bits=8), "fp32")
     assert (recipe.head_bits, recipe.embed_bits) == (16, 8)
-    assert recipe.limits.argmax > make_recipe("w4a16", SPEC, QuantOptions(), "fp32").limits.argmax
+
+
+def test_the_gate_is_tighter_where_precision_is_higher() -> None:
+    made = [
+        make_recipe(n, SPEC, QuantOptions(), "fp32") for n in ("fp32", "fp16", "w8a16", "w4a16")
+    ]
+    for each in fields(Limits):
+        allowed = [getattr(recipe.limits, each.name) for recipe in made]
+        assert allowed == sorted(set(allowed)), each.name
 
 
 @given(width=widths, heads=widths, mlp=widths)
