@@ -17,7 +17,7 @@ from exporter.decoding import (
 )
 from exporter.errors import UserError
 from exporter.float_session import FloatModel
-from exporter.gate import measure, record_reference
+from exporter.gate import measure
 from exporter.graph import GraphKind
 from exporter.lower import write_graphs, write_weights
 from exporter.manifest import GateResult, Manifest
@@ -30,6 +30,7 @@ from exporter.quantize import quantize
 from exporter.recipes import QuantOptions, make_recipe
 from exporter.tasks import reference_folder
 from exporter.team import device_of, open_team
+from exporter.trajectory import record_reference
 from exporter.work import open_work
 
 log = logging.getLogger(__name__)

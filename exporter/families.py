@@ -47,6 +47,37 @@ class Spec:
         return [i for i in (self.eos_id, self.eot_id) if i is not None]
 
 
+def block_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
+    """Our names and shapes of one block's tensors; linears are (out, in)."""
+    d, q, kv = spec.width, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "attn_norm": (d,),
+        "q": (q, d),
+        "k": (kv, d),
+        "v": (kv, d),
+        "o": (d, q),
+        "mlp_norm": (d,),
+        "gate": (spec.mlp_width, d),
+        "up": (spec.mlp_width, d),
+        "down": (d, spec.mlp_width),
+    }
+    if spec.qkv_bias:
+        shapes |= {"q_bias": (q,), "k_bias": (kv,), "v_bias": (kv,)}
+    if spec.qk_norm:
+        shapes |= {"q_norm": (spec.head_dim,), "k_norm": (spec.head_dim,)}
+    return shapes
+
+
+def model_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
+    """Our keys and shapes of all tensors of a model."""
+    outer = {"embed": (spec.vocab_size, spec.width), "final_norm": (spec.width,)}
+    if not spec.tied:
+        outer["head"] = (spec.vocab_size, spec.width)
+    inner = block_shapes(spec)
+    blocks = {f"{i}.{name}": shape for i in range(spec.layers) for name, shape in inner.items()}
+    return {**outer, **blocks}
+
+
 @dataclass(frozen=True)
 class Family:
     """One row of the table. `keys` maps a field of `Spec` to the upstream configuration key."""

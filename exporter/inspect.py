@@ -37,7 +37,7 @@ def gate_lines(gate: GateResult | None) -> list[str]:
     return [
         f"gate        {'passed' if gate.passed else 'FAILED'}: arg-max agreement "
         f"{gate.argmax_agreement:.4f} [{low:.4f}, {high:.4f}] on {gate.positions} positions",
-        f"            regret {gate.regret:.5f} (at most {gate.largest_regret}), KL {gate.kl:.5f} "
+        f"            regret {gate.regret:.2g} (at most {gate.largest_regret}), KL {gate.kl:.2g} "
         f"(at most {gate.largest_kl})",
         f"            equal tokens {gate.token_agreement:.4f}, equal answers "
         f"{gate.exact_match:.2f} of {gate.prompts}",

@@ -11,10 +11,10 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from exporter.checkpoint import Checkpoint, block_shapes
-from exporter.families import Spec
+from exporter.checkpoint import Checkpoint
+from exporter.families import Spec, block_shapes
 from exporter.graph import GraphKind, build_graph
-from exporter.model import GROUPS, rotary_tables
+from exporter.model import LINEARS, rotary_tables
 from exporter.progress import Progress
 from exporter.quantize import Quantized
 from exporter.recipes import Recipe
@@ -27,7 +27,6 @@ from passes.weights.rtn import round_to_nearest
 
 GRAPHS = "graphs"  # folder in a bundle
 TYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
-LINEARS = tuple(name for group in GROUPS for name in group.linears)
 ROWS_AT_ONCE = 4096  # of embedding and head
 
 

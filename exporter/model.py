@@ -22,6 +22,7 @@ GROUPS = (
     LinearGroup("mlp input", ("gate", "up")),
     LinearGroup("mlp output", ("down",)),
 )
+LINEARS = tuple(name for group in GROUPS for name in group.linears)
 
 
 @dataclass(frozen=True)

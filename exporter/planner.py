@@ -4,10 +4,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.checkpoint import model_shapes
 from exporter.errors import UserError
-from exporter.families import Spec
-from exporter.lower import LINEARS
+from exporter.families import Spec, model_shapes
+from exporter.model import LINEARS
 from exporter.recipes import Recipe
 from targets import Target
 

@@ -71,11 +71,11 @@ def _gate(gate: GateResult) -> str:
     cards = [
         _card(verdict[0], "gate", verdict[1]),
         _card(f"{gate.argmax_agreement:.2%}", f"arg-max agreement ({low:.1%} to {high:.1%})"),
-        _card(f"{gate.regret:.5f}", f"probability given up (at most {gate.largest_regret})"),
-        _card(f"{gate.kl:.5f}", f"KL divergence, nats (at most {gate.largest_kl})"),
+        _card(f"{gate.regret:.2g}", f"probability given up (at most {gate.largest_regret})"),
+        _card(f"{gate.kl:.2g}", f"KL divergence, nats (at most {gate.largest_kl})"),
         _card(f"{gate.token_agreement:.2%}", "equal tokens, decoding freely"),
         _card(f"{gate.exact_match:.0%}", f"equal answers of {gate.prompts} prompts"),
-        _card(f"{gate.first_divergence:.0%}", "of the steps until the first difference"),
+        _card(f"{gate.first_divergence:.0%}", "of the calls until token or order differ"),
     ]
     names = ["1 to ¾ masked", "¾ to ½", "½ to ¼", "¼ to none"]
     rows = [
@@ -124,8 +124,15 @@ def _calibration(manifest: Manifest) -> str:
         f"{c.prompts} prompts ({c.source}), rolled out with {c.settings.sampler} in {steps} steps "
         f"of {c.settings.gen_length} tokens; states {c.states[:16]}…"
     )
-    rows = [[escape(k), f"{v:g}"] for k, v in c.counts.items()]
-    return f"<h2>Calibration</h2><p>{escape(text)}</p>{_table(['number', 'value'], rows, 1)}"
+    counts = dict(c.counts)
+    bins = [str(b) for b in range(len(counts)) if f"wanted_{b}" in counts]
+    by_bin = [
+        [b, *(f"{counts.pop(f'{name}_{b}'):g}" for name in ("wanted", "available", "taken"))]
+        for b in bins
+    ]
+    tables = _table(["bin", "wanted", "available", "taken"], by_bin, 1) if by_bin else ""
+    tables += _table(["number", "value"], [[escape(k), f"{v:g}"] for k, v in counts.items()], 1)
+    return f"<h2>Calibration</h2><p>{escape(text)}</p>{tables}"
 
 
 def _decoding(manifest: Manifest) -> str:

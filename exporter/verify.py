@@ -10,12 +10,13 @@ from pydantic import ValidationError
 from exporter.decoding import comparable
 from exporter.emit import GATE, MANIFEST, SEAL, WORK
 from exporter.errors import UserError
-from exporter.gate import Reference, measure
+from exporter.gate import measure
 from exporter.manifest import GateResult, Manifest
 from exporter.progress import Progress
 from exporter.recipes import Limits
 from exporter.runtime.settings import Settings
 from exporter.tensor_files import sha256
+from exporter.trajectory import Reference
 
 
 @dataclass(frozen=True)

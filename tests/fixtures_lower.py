@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.decoding import describe_model, loop_facts
 from exporter.graph import GraphKind
-from exporter.lower import LINEARS, write_graphs, write_weights
+from exporter.lower import write_graphs, write_weights
+from exporter.model import LINEARS
 from exporter.progress import Progress
 from exporter.prompts import used_vocabulary
 from exporter.quantize import Quantized

@@ -16,7 +16,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from exporter.checkpoint import block_shapes, open_checkpoint
+from exporter.checkpoint import open_checkpoint
+from exporter.families import block_shapes
 from tools.memory_watch import Watched, watch
 from tools.random_checkpoint import Preset, write_checkpoint
 from tools.tables import markdown

@@ -12,8 +12,8 @@ from typing import Annotated
 
 import typer
 
+from exporter.agreement import wilson
 from exporter.build import BuildOptions, build
-from exporter.gate import wilson
 from exporter.recipes import QuantOptions
 from exporter.runtime.answer import answer_end
 from exporter.runtime.bundle import Bundle, read_bundle

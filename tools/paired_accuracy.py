@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from exporter.gate import wilson
+from exporter.agreement import wilson
 
 
 @dataclass(frozen=True)

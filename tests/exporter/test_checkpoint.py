@@ -15,8 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from exporter.checkpoint import Checkpoint, check_weights, model_shapes, open_checkpoint
+from exporter.checkpoint import Checkpoint, check_weights, open_checkpoint
 from exporter.errors import UserError
+from exporter.families import model_shapes
 from exporter.progress import Progress
 from exporter.work import Work
 from tests.fixtures_lower import (

@@ -13,13 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from exporter.agreement import divergence, give_up, wilson
 from exporter.decoding import comparable
 from exporter.emit import GATE
-from exporter.gate import Reference, divergence, give_up, measure, usable_provider, wilson
+from exporter.gate import measure, usable_provider
 from exporter.manifest import GateResult
 from exporter.progress import Progress
 from exporter.recipes import Limits
 from exporter.runtime.bundle import read_bundle
+from exporter.trajectory import Reference
 from exporter.verify import read_manifest
 
 IDS = 12
@@ -106,14 +108,10 @@ def test_bins_of_the_mask_ratio_add_up(quick_bundle: Path) -> None:
 def test_regret_is_the_probability_that_is_given_up() -> None:
     p = np.array([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1]])
     ids = np.array([[4, 9, 2], [3, 8, 5]])
-    commits = np.array([[0, 0, 7, 4], [1, 0, 6, 3]])
-    nothing = np.zeros((0, 0), np.int64)
-    reference = Reference(0, nothing, nothing, nothing, commits, ids, np.log(p))
-    both = np.array([0, 1])
-    assert give_up(reference, both, np.array([4, 3])) == pytest.approx([0, 0])
-    assert give_up(reference, both, np.array([9, 8])) == pytest.approx([0.5, 0.1])
-    assert give_up(reference, both, np.array([1, 1])) == pytest.approx([0.7, 0.5])  # not recorded
-    assert give_up(reference, np.array([1]), np.array([8])) == pytest.approx([0.1])
+    chosen = np.array([4, 3])
+    for choices, regret in (([4, 3], [0, 0]), ([9, 8], [0.5, 0.1]), ([1, 1], [0.7, 0.5])):
+        found = give_up(ids, np.log(p), chosen, np.array(choices))  # 1 is not listed
+        assert found == pytest.approx(regret)
 
 
 def test_regret_is_at_most_the_share_of_changed_choices(quick_bundle: Path) -> None:

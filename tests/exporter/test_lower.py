@@ -17,7 +17,8 @@ from exporter.errors import UserError
 from exporter.families import Spec
 from exporter.float_session import FloatModel, FloatSession
 from exporter.graph import GraphKind
-from exporter.lower import LINEARS, suppression
+from exporter.lower import suppression
+from exporter.model import LINEARS
 from exporter.prompts import used_vocabulary
 from exporter.recipes import QuantOptions
 from exporter.reductions import SUPPRESSED

@@ -63,7 +63,7 @@ def test_the_page_shows_gate_and_passes(manifest: Manifest) -> None:
     text, gate = Page(html(manifest)).text, manifest.gate
     assert gate is not None
     assert ("passed" if gate.passed else "failed") in text
-    assert f"{gate.argmax_agreement:.2%}" in text and f"{gate.kl:.5f}" in text
+    assert f"{gate.argmax_agreement:.2%}" in text and f"{gate.kl:.2g}" in text
     assert manifest.recipe in text and manifest.target in text
     for record in manifest.passes:
         assert record.where == "calibration" or record.step in text

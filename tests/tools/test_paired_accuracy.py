@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.gate import wilson
+from exporter.agreement import wilson
 from tools.paired_accuracy import Pairs, count_pairs, difference_interval, mcnemar
 
 COUNTS = st.tuples(*[st.integers(0, 300)] * 4).filter(any).map(lambda counts: Pairs(*counts))
