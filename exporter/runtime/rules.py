@@ -40,7 +40,7 @@ def within_factor(rest: Floats, factor: float) -> Ints:
     need = 1 - factor / (np.arange(len(rest)) + 2.0)
     limit = np.full(len(rest), np.inf)  # of the odds; need <= 0 lets every p pass
     np.divide(1, need, out=limit, where=need > 0)
-    passes = rest[order] <= limit - 1
+    passes = np.where(np.isnan(rest), np.inf, rest)[order] <= limit - 1
     passes[0] = True
     stop = len(rest) - 1 if passes.all() else int(np.argmin(passes))
     return order[: stop + 1] if stop == len(rest) - 1 else order[:stop]
