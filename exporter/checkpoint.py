@@ -26,9 +26,10 @@ class Checkpoint:
     spec: Spec
     entries: dict[str, Entry]  # `embed`, `head`, `0.q`, … -> where it lies
 
-    def tensor(self, name: str, block: int | None = None) -> torch.Tensor:
+    def tensor(self, name: str, block: int | None = None, device: str = "cpu") -> torch.Tensor:
         """One tensor in fp32. A tied head is the embedding."""
-        return self.entries[_key(name, block)].read().float()
+        stored = self.entries[_key(name, block)].read()
+        return stored.to(device).float()  # in this order: half of the bytes go over the bus
 
     def rows(self, name: str, count: int) -> Iterator[torch.Tensor]:
         """The rows of a matrix outside the blocks, `count` at a time, in fp32."""
@@ -42,9 +43,9 @@ class Checkpoint:
         entry = self.entries[name]
         return entry.read_rows(wanted.tolist()).float()[places]
 
-    def block(self, index: int) -> dict[str, torch.Tensor]:
+    def block(self, index: int, device: str = "cpu") -> dict[str, torch.Tensor]:
         """All tensors of one block in fp32, by our names."""
-        return {name: self.tensor(name, index) for name in block_shapes(self.spec)}
+        return {name: self.tensor(name, index, device) for name in block_shapes(self.spec)}
 
     @property
     def files(self) -> list[Path]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from exporter.errors import UserError
 from exporter.families import FAMILIES, Family, Spec
+from exporter.tokenizer import added_tokens
 
 
 def read_configuration(
@@ -121,7 +122,7 @@ def _special_ids(
     eos = config.get("eos_token_id")
     eos = eos[0] if isinstance(eos, list) and eos else eos
     if eot_id is None and family.eot_token:
-        eot_id = _added_tokens(folder).get(family.eot_token)
+        eot_id = added_tokens(folder).get(family.eot_token)
     pad = config.get("pad_token_id")
     pad = eos if pad is None else pad
     ids = {
@@ -138,10 +139,3 @@ def _special_ids(
                 f"Check `{folder}/config.json`, --mask-id and --eot-id",
             )
     return ids
-
-
-def _added_tokens(folder: Path) -> dict[str, int]:
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        return {}
-    return {t["content"]: int(t["id"]) for t in read_json(file).get("added_tokens", [])}

@@ -30,13 +30,15 @@ from exporter.quantize import Quantized
 from exporter.recipes import Recipe
 from exporter.runtime.settings import Settings
 from exporter.tensor_files import sha256, write_atomically
+from exporter.tokenizer import FILE as TOKENIZER
+from exporter.tokenizer import read_tokenizer
 from exporter.work import to_json
 from passes.calibrate.states import CalibrationSet
 from passes.weights.rtn import Rtn
 from targets import Target
 
 TOKENIZER_FILES = (
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer_config.json",
     "chat_template.jinja",
     "special_tokens_map.json",
@@ -60,6 +62,9 @@ def copy_tokenizer(checkpoint: Path, draft: Path) -> None:
     for name in TOKENIZER_FILES:
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, draft / "tokenizer" / name)
+    made = None if (checkpoint / TOKENIZER).is_file() else read_tokenizer(checkpoint)
+    if made is not None:  # from vocabulary and merges
+        (draft / "tokenizer" / TOKENIZER).write_text(made.to_str(), encoding="utf-8")
 
 
 def describe(

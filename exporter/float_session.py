@@ -37,7 +37,7 @@ class FloatModel:
             yield self._kept.get(index) or self._load(index)
 
     def _load(self, index: int) -> Weights:
-        weights = {n: t.to(self.device) for n, t in self.checkpoint.block(index).items()}
+        weights = self.checkpoint.block(index, self.device)
         if self._keep:
             self._kept[index] = weights
         return weights

@@ -4,12 +4,11 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from exporter.checkpoint import Checkpoint
 from exporter.errors import UserError
 from exporter.runtime.text import Text
 from exporter.tasks import Example, calibration_examples, held_out_examples, read_examples
+from exporter.tokenizer import read_tokenizer
 
 RANDOM_LENGTH = 16  # tokens of a made-up prompt, for a checkpoint without a tokenizer
 
@@ -31,12 +30,12 @@ def read_prompts(
     Without a tokenizer, and with no file of ids, prompts are made of random ids. Raises UserError
     for a file that cannot be used.
     """
-    tokenizer = checkpoint.folder / "tokenizer.json"
+    tokenizer = read_tokenizer(checkpoint.folder)
     if file is not None:
         examples = read_examples(file)
-        if not tokenizer.is_file() and not all(example.ids for example in examples):
+        if tokenizer is None and not all(example.ids for example in examples):
             raise UserError(
-                f"`{file}` holds text, but `{checkpoint.folder}` has no tokenizer.json",
+                f"`{file}` holds text, but `{checkpoint.folder}` has no tokenizer",
                 'Give lines of token ids: {"ids": [5, 7, 9]}',
             )
         examples = list({(e.prompt, e.ids): e for e in examples}.values())  # none is in both parts
@@ -44,7 +43,7 @@ def read_prompts(
         cut = min(calibrate, max(1, len(examples) - check)) if len(examples) > 1 else 1
         parts = examples[:cut], examples[cut : cut + check] or examples[:check]
         return _encode(checkpoint, *parts, source=file.name)
-    if not tokenizer.is_file():
+    if tokenizer is None:
         made = _random_ids(checkpoint, calibrate + check, seed)
         return Prompts(tuple(made[:calibrate]), tuple(made[calibrate:]), "random ids")
     known, unseen = calibration_examples(), held_out_examples()
@@ -59,7 +58,8 @@ def encode_examples(checkpoint: Checkpoint, examples: list[Example]) -> list[tup
     if all(example.ids for example in examples):
         encoded = [example.ids for example in examples]
     else:
-        text, mask = Text(checkpoint.folder), checkpoint.spec.mask_id
+        text = Text(checkpoint.folder, read_tokenizer(checkpoint.folder))
+        mask = checkpoint.spec.mask_id
         encoded = [e.ids or tuple(text.encode(e.prompt, mask, chat=True)) for e in examples]
     for ids in encoded:
         if not ids or max(ids) >= checkpoint.spec.vocab_size:
@@ -73,10 +73,10 @@ def encode_examples(checkpoint: Checkpoint, examples: list[Example]) -> list[tup
 
 def used_vocabulary(checkpoint: Checkpoint) -> int:
     """Ids that a text can hold: rows of the head from there on are padding."""
-    file = checkpoint.folder / "tokenizer.json"
-    if not file.is_file():
+    tokenizer = read_tokenizer(checkpoint.folder)
+    if tokenizer is None:
         return checkpoint.spec.vocab_size
-    ids: dict[str, int] = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+    ids: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     return min(checkpoint.spec.vocab_size, max(ids.values()) + 1)
 
 

@@ -130,7 +130,7 @@ def quantize(
     batches = _batches(model, calibration, team) if finished < layers else []
     with progress.stage("quantize", layers) as step:
         for index in range(layers if finished < layers else 0):
-            weights = {n: t.to(model.device) for n, t in checkpoint.block(index).items()}
+            weights = checkpoint.block(index, model.device)
             block = CalibratedBlock(model.spec, f"block {index}", weights, batches, team)
             if index < finished:
                 for name, linear in quantized.block(index).items():

@@ -17,19 +17,12 @@ BLANK = "<mask>"  # in a prompt: one token to fill
 class Text:
     """The tokenizer of a bundle."""
 
-    def __init__(self, folder: Path) -> None:
-        """Load FOLDER/tokenizer.json; a `UserError` tells what is missing."""
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise UserError(f"the bundle has no {path.name}", hint="give token ids with --ids")
-        try:
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise UserError(
-                "the package tokenizers is not installed",
-                hint="pip install tokenizers, or give token ids with --ids",
-            ) from error
-        self._tokenizer: Tokenizer = Tokenizer.from_file(str(path))
+    def __init__(self, folder: Path, tokenizer: Tokenizer | None = None) -> None:
+        """Load FOLDER/tokenizer.json if no tokenizer is given; a `UserError` tells what is missing.
+
+        The chat template comes from the folder in any case.
+        """
+        self._tokenizer = _load(folder) if tokenizer is None else tokenizer
         self._folder = folder
 
     def encode(self, prompt: str, mask_id: int, chat: bool) -> list[int]:
@@ -59,6 +52,20 @@ class Text:
         """The ids that the tokenizer puts before a text, such as a begin token."""
         plain, whole = self._ids("a", special=False), self._ids("a", special=True)
         return whole[: whole.index(plain[0])] if plain and plain[0] in whole else []
+
+
+def _load(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"the bundle has no {path.name}", hint="give token ids with --ids")
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise UserError(
+            "the package tokenizers is not installed",
+            hint="pip install tokenizers, or give token ids with --ids",
+        ) from error
+    return Tokenizer.from_file(str(path))
 
 
 def chat_template(folder: Path) -> str | None:
