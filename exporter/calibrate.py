@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from exporter.decoding import most_calls
 from exporter.float_session import TOKENS_AT_ONCE, FloatModel, FloatSession
-from exporter.progress import Progress
+from exporter.progress import Progress, Step
 from exporter.recipes import Recipe
 from exporter.reductions import SUPPRESSED
 from exporter.runtime.bundle import ModelFacts
@@ -71,11 +72,11 @@ def roll_out(
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     batches = [order[i : i + PROMPTS_AT_ONCE] for i in range(0, len(order), PROMPTS_AT_ONCE)]
     pool: list[State] = []
-    with progress.stage("roll out", len(batches)) as step:
-        for batch in batches[team.rank :: team.size]:
+    mine = batches[team.rank :: team.size]
+    with progress.stage("roll out", len(mine) * most_calls(settings)) as step:
+        for batch in mine:
             rows = [list(prompts[i]) for i in batch]
-            pool += _trajectory(session, facts, settings, rows, batch)
-            step()
+            pool += _trajectory(session, facts, settings, rows, batch, step)
     return [state for part in team.collect(pool) for state in part]
 
 
@@ -85,7 +86,9 @@ def _trajectory(
     settings: Settings,
     prompts: list[list[int]],
     numbers: list[int],
+    done: Step,
 ) -> Iterator[State]:
+    """States of prompts that are decoded in lockstep; `done` is called after each model call."""
     canvas, prompt_length, key_mask = make_canvas(prompts, settings.gen_length, facts)
     surety = np.ones(canvas.shape, np.float32)  # probability at commit time; 1 for the prompt
     forwards = [0] * len(numbers)  # of each row: one that waits for another in lockstep takes none
@@ -108,6 +111,7 @@ def _trajectory(
         places = np.searchsorted(step.window, [position for _, position, _ in step.commits])
         for (row, position, _), place in zip(step.commits, places, strict=True):
             surety[row, position] = 1 / (1 + step.reductions["rest"][row, place])
+        done()
 
 
 @torch.no_grad()
@@ -115,10 +119,10 @@ def _score(
     model: FloatModel, facts: ModelFacts, states: list[State], team: Team, progress: Progress
 ) -> None:
     """Fill `score`: the probability of the token held, or of the candidate where masked."""
-    batches = batch_states(states)
+    mine = batch_states(states)[team.rank :: team.size]
     scores: dict[int, torch.Tensor] = {}
-    with progress.stage("score", len(batches)) as step:
-        for batch in batches[team.rank :: team.size]:
+    with progress.stage("score", len(mine)) as step:
+        for batch in mine:
             ids = torch.stack([states[i].ids for i in batch])
             mask = torch.stack([states[i].is_mask for i in batch])
             valid = torch.stack([states[i].valid for i in batch])

@@ -120,6 +120,11 @@ def comparable(settings: Settings) -> Settings:
     return replace(plain, steps=blocks * max(1, MODEL_CALLS // blocks))
 
 
+def most_calls(settings: Settings) -> int:
+    """Model calls of one roll-out, at most."""
+    return settings.steps or max(settings.gen_length, 1)
+
+
 def describe_model(checkpoint: Checkpoint, digest: str, used_vocab: int, canvas: int) -> ModelFacts:
     """The manifest's section on the model."""
     spec = checkpoint.spec

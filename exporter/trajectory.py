@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from exporter.agreement import log_probabilities
+from exporter.decoding import most_calls
 from exporter.float_session import FloatModel, FloatSession
 from exporter.progress import Progress
 from exporter.runtime.bundle import ModelFacts
@@ -102,7 +103,7 @@ def _decode_float(
     commits: list[tuple[int, int, int, int]] = []
     ids: list[Ints] = []
     logps: list[Floats] = []
-    with progress.stage("float decode", 1) as done:
+    with progress.stage("float decode", most_calls(settings)) as done:
         for step in decode(session, facts, settings, canvas, prompt_length, key_mask):
             commits += [(len(canvases), *commit) for commit in step.commits]
             places = np.searchsorted(step.window, [c[1] for c in step.commits])
@@ -110,7 +111,7 @@ def _decode_float(
             ids.append(step.reductions["topk_ids"][at])
             logps.append(log_probabilities(step.reductions)[at])
             canvases.append(step.canvas_before)
-        done()
+            done()
     return Reference(
         prompt_length,
         key_mask.astype(np.int64),
