@@ -18,8 +18,7 @@ from exporter.decoding import (
 from exporter.errors import UserError
 from exporter.float_session import FloatModel
 from exporter.gate import measure
-from exporter.graph import GraphKind
-from exporter.lower import write_graphs, write_weights
+from exporter.graph_kind import graph_kinds
 from exporter.manifest import GateResult, Manifest
 from exporter.memory import return_large_blocks
 from exporter.planner import check_fits, estimate
@@ -100,9 +99,11 @@ def build(
             model, digest, facts, rollout, prompts.held_out, work, progress
         )
 
+        from exporter.lower import write_graphs, write_weights  # 40 MB that quantizing can use
+
         draft = work.draft()
         stored = write_weights(checkpoint, quantized, recipe, facts, draft, progress)
-        kinds = [GraphKind(g, s, options.logits) for g in (False, True) for s in (False, True)]
+        kinds = graph_kinds(options.logits)
         write_graphs(spec, stored, recipe, kinds, draft)
         emit.copy_loop(draft)
         emit.copy_tokenizer(checkpoint.folder, draft)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from exporter.decoding import most_calls
-from exporter.float_session import TOKENS_AT_ONCE, FloatModel, FloatSession
+from exporter.float_session import ROWS_AT_ONCE, TOKENS_AT_ONCE, FloatModel, FloatSession
 from exporter.progress import Progress, Step
 from exporter.recipes import Recipe
 from exporter.reductions import SUPPRESSED
@@ -26,7 +26,6 @@ from passes.base import Team
 from passes.calibrate.states import CalibrationSet, State, digest
 
 PROMPTS_AT_ONCE = 16  # rows that are decoded in lockstep
-ROWS_AT_ONCE = 512  # hidden rows whose logits are in memory at a time
 
 
 def calibrate(

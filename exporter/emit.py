@@ -11,8 +11,7 @@ from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 
-from exporter.graph import GraphKind
-from exporter.lower import GRAPHS
+from exporter.graph_kind import GRAPHS, GraphKind
 from exporter.manifest import (
     Calibration,
     Decode,

@@ -18,6 +18,7 @@ from exporter.reductions import SUPPRESSED, Reductions
 KEEP_BYTES = 64 * 2**20  # a model whose blocks take less than this in fp32 stays in memory
 TOKENS_AT_ONCE = 1024  # rows of a forward that are in flight in one block
 VOCAB_AT_ONCE = 4096  # head rows that are in memory at a time
+ROWS_AT_ONCE = 512  # hidden rows whose logits are in memory at a time
 TOP_K = 64  # ids and logits that are returned for sampling
 
 Array = npt.NDArray[np.generic]
@@ -102,19 +103,33 @@ class FloatSession:
         spec = self.model.spec
         hidden = self.model.hidden(torch.from_numpy(ids), torch.from_numpy(key_mask))
         rows = torch.from_numpy(window)
-        picked = hidden[:, (rows - 1).clamp_min(0) if spec.shift else rows].flatten(0, 1)
+        picked = hidden[:, (rows - 1).clamp_min(0) if spec.shift else rows]
+        halves = picked.reshape(1 if cfg_scale is None else 2, -1, spec.width)
         top_k = TOP_K if wanted & {"l2", "topk_ids", "topk_logits"} else 0
-        reductions = Reductions(top_k, temperature or 1.0)
         bias = self._bias(special_bias)
-        for first, part in self.model.logit_slices(picked):
+        parts = [
+            self._reduce(part, bias, Reductions(top_k, temperature or 1.0), cfg_scale)
+            for part in halves.split(ROWS_AT_ONCE, dim=1)
+        ]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return {n: v.reshape(-1, len(window), *v.shape[1:]) for n, v in joined.items()}
+
+    def _reduce(
+        self,
+        halves: torch.Tensor,
+        bias: torch.Tensor,
+        reductions: Reductions,
+        cfg_scale: float | None,
+    ) -> dict[str, Array]:
+        """Reductions (N,) of hidden rows (1, N, D), or (2, N, D) under guidance."""
+        for first, part in self.model.logit_slices(halves.flatten(0, 1)):
             logits = part.double()
             if cfg_scale is not None:
                 conditional, unconditional = logits.chunk(2)
                 logits = unconditional + (cfg_scale + 1) * (conditional - unconditional)
             stop = first + logits.shape[1]
             reductions.add(first, logits.cpu() + bias[0, first:stop], bias[1, first:stop])
-        results = reductions.results()
-        return {n: v.reshape(-1, len(window), *v.shape[1:]) for n, v in results.items()}
+        return reductions.results()
 
     def _bias(self, special_bias: npt.NDArray[np.float32]) -> torch.Tensor:
         spec = self.model.spec

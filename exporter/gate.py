@@ -15,7 +15,7 @@ the data-processing inequality this is at most the divergence of the full distri
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ import onnxruntime as ort
 
 from exporter.agreement import divergence, give_up, log_probabilities, wilson
 from exporter.errors import UserError
+from exporter.float_session import TOKENS_AT_ONCE
 from exporter.manifest import GateResult, significant
 from exporter.progress import Progress
 from exporter.recipes import Limits
 from exporter.runtime.bundle import read_bundle
 from exporter.runtime.forward import special_bias
-from exporter.runtime.session import Bools, Floats
+from exporter.runtime.session import Bools, Floats, Ints
 from exporter.runtime.session_ort import open_session
 from exporter.runtime.settings import Settings
 from exporter.trajectory import TOP, Reference
@@ -92,11 +93,28 @@ def _decode_with(
 ) -> list[dict[str, Any]]:
     """What the bundle's own decode.py prints for the prompts of the reference."""
     real = reference.key_mask.astype(bool)
-    prompts = [row[keep] for row, keep in zip(reference.canvases[0], real, strict=True)]
+    canvases = [row[keep] for row, keep in zip(reference.canvases[0], real, strict=True)]
+    prompts = [canvas[: len(canvas) - settings.gen_length] for canvas in canvases]
+    by_row = settings.sampler in ("random", "origin")  # a row's number is part of its seed
+    count = len(prompts) if by_row else rows_at_once(reference)
+    results: list[dict[str, Any]] = []
+    for start in range(0, len(prompts), count):
+        results += _run_loop(bundle, prompts[start : start + count], settings, provider)
+    return results
+
+
+def rows_at_once(reference: Reference) -> int:
+    """Prompts that are decoded together, so that memory does not grow with their number."""
+    return max(1, TOKENS_AT_ONCE // int(reference.answer.shape[1]))
+
+
+def _run_loop(
+    bundle: Path, prompts: Sequence[Ints], settings: Settings, provider: str
+) -> list[dict[str, Any]]:
     command = [sys.executable, "-I", "-B", str(bundle / "decode.py"), "--json", "--no-early-stop"]
     command += ["--provider", provider]
     for prompt in prompts:
-        command += ["--ids", ",".join(map(str, prompt[: len(prompt) - settings.gen_length]))]
+        command += ["--ids", ",".join(map(str, prompt))]
     for option in ("sampler", "gen_length", "steps", "block_length", "threshold", "factor", "eps"):
         if (value := getattr(settings, option)) is not None:
             command += [f"--{option.replace('_', '-')}", str(value)]
@@ -106,23 +124,30 @@ def _decode_with(
             f"The emitted loop failed: {done.stderr.strip()}", f"Run it: {' '.join(command[:6])} …"
         )
     content = json.loads(done.stdout)
-    results: list[dict[str, Any]] = content.get("results", [content])
-    return results
+    found: list[dict[str, Any]] = content.get("results", [content])
+    return found
 
 
 def _first_differences(reference: Reference, results: list[dict[str, Any]]) -> list[float]:
-    """For each prompt the first call that commits otherwise, as share of the calls; 1: none."""
-    last = int(reference.commits[:, 0].max()) + 1
-    steps = sorted({step for result in results for step, _, _ in result["trace"]})
-    calls = {step: call for call, step in enumerate(steps)}  # steps count skipped calls too
+    """For each prompt its first call that commits otherwise, as share of its calls; 1: none.
+
+    Calls are numbered for each prompt on its own, by those that commit something: how many a prompt
+    waits through depends on what it is decoded together with.
+    """
     firsts: list[float] = []
     for row, result in enumerate(results):
         pad = int((reference.key_mask[row] == 0).sum())
-        ours = {(calls[step], position + pad, token) for step, position, token in result["trace"]}
-        theirs = reference.commits[reference.commits[:, 1] == row][:, [0, 2, 3]].tolist()
-        missed = [commit[0] for commit in theirs if tuple(commit) not in ours]
-        firsts.append(min(missed, default=last) / last)
+        ours = _numbered([(step, at + pad, token) for step, at, token in result["trace"]])
+        theirs = _numbered(reference.commits[reference.commits[:, 1] == row][:, [0, 2, 3]].tolist())
+        last = max(call for call, _, _ in theirs) + 1
+        firsts.append(min((commit[0] for commit in theirs - ours), default=last) / last)
     return firsts
+
+
+def _numbered(commits: Sequence[Sequence[int]]) -> set[tuple[int, int, int]]:
+    """(call, position, id) with the calls that occur counted from 0."""
+    calls = {call: n for n, call in enumerate(sorted({commit[0] for commit in commits}))}
+    return {(calls[call], position, token) for call, position, token in commits}
 
 
 def _teacher_forced(
@@ -134,8 +159,8 @@ def _teacher_forced(
     bias = special_bias(opened.model, settings)
     agrees = np.zeros(len(reference.commits), np.bool_)
     regret, kl = np.zeros(len(agrees)), np.zeros(len(agrees))
-    for call in np.unique(reference.commits[:, 0]):
-        which = np.flatnonzero(reference.commits[:, 0] == call)
+    for which in _together(reference):
+        call = reference.commits[which[0], 0]
         rows, positions = reference.commits[which, 1], reference.commits[which, 2]
         fed, row_at = np.unique(rows, return_inverse=True)
         window, column = np.unique(positions, return_inverse=True)
@@ -158,6 +183,15 @@ def _teacher_forced(
         for n, mine, logp in zip(which, ids, logps, strict=True):
             kl[n] = divergence(reference.top_ids[n], reference.top_logp[n], mine, logp)
     return agrees, regret, kl
+
+
+def _together(reference: Reference) -> Iterator[Ints]:
+    """Indices of the commits of one call, for a few rows at a time."""
+    calls, rows = reference.commits[:, 0], reference.commits[:, 1]
+    part = rows // rows_at_once(reference)
+    for call in np.unique(calls):
+        for number in np.unique(part[calls == call]):
+            yield np.flatnonzero((calls == call) & (part == number))
 
 
 def _by_mask_ratio(reference: Reference, agrees: Bools) -> list[tuple[int, float]]:

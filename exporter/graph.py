@@ -5,13 +5,12 @@ external tensors of one shared file, so a graph file holds the structure alone. 
 (inputs, outputs, shapes) stands in docs/architecture.md.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from exporter.families import Spec
+from exporter.graph_kind import GraphKind
 from exporter.weights_file import Stored
 
 OPSET = 24
@@ -20,25 +19,6 @@ NEVER = -1e30  # logit of the position that the second best is searched without
 TOP_K = 64
 
 FLOAT, HALF, INT64 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT64
-
-
-@dataclass(frozen=True)
-class GraphKind:
-    """Which of the graphs of a bundle."""
-
-    guided: bool = False  # two rows a sequence: conditional and unconditional (classifier-free)
-    sample: bool = False  # also second best, entropy, top K and the odds at a temperature
-    logits: bool = False  # also raw logits of all positions, for debugging
-
-    @property
-    def name(self) -> str:
-        return "full" + "-guided" * self.guided + "-sample" * self.sample
-
-    @property
-    def outputs(self) -> list[str]:
-        """Names of the graph's outputs in order."""
-        extra = ["l2", "entropy", "topk_ids", "topk_logits", "rest_t"] if self.sample else []
-        return ["id1", "l1", "rest", *extra, *(["logits"] if self.logits else [])]
 
 
 def build_graph(spec: Spec, stored: Stored, compute: ir.DataType, kind: GraphKind) -> ir.Model:

@@ -13,7 +13,8 @@ import torch
 
 from exporter.checkpoint import Checkpoint
 from exporter.families import Spec, block_shapes
-from exporter.graph import GraphKind, build_graph
+from exporter.graph import build_graph
+from exporter.graph_kind import GRAPHS, GraphKind
 from exporter.model import LINEARS, rotary_tables
 from exporter.progress import Progress
 from exporter.quantize import Quantized
@@ -25,7 +26,6 @@ from ort_ops.int4 import pack_int4
 from passes.numerics import QuantizedLinear
 from passes.weights.rtn import round_to_nearest
 
-GRAPHS = "graphs"  # folder in a bundle
 TYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
 ROWS_AT_ONCE = 4096  # of embedding and head
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.decoding import describe_model, loop_facts
-from exporter.graph import GraphKind
+from exporter.graph_kind import GraphKind
 from exporter.lower import write_graphs, write_weights
 from exporter.model import LINEARS
 from exporter.progress import Progress

@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
-from exporter.graph import GraphKind, build_graph
+from exporter.graph import build_graph
+from exporter.graph_kind import GraphKind
 from tests.fixtures_lower import GOLDEN_FAMILIES, golden, lower
 
 LISTINGS = Path(__file__).parent / "golden" / "graphs"

@@ -65,7 +65,7 @@ class Gptq:
         result = GroupResult(tokens, factor.dead, factor.retries)
         # Rows are independent given H: linears that share an input are solved as one, and a team
         # shares the rows out.
-        rows = torch.cat(weights)
+        rows = weights[0] if len(weights) == 1 else torch.cat(weights)
         mine = solve(
             rows[share(len(rows), block.team)], factor, self.bits, self.group, self.block, self.clip
         )

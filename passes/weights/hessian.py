@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-COLUMNS_AT_ONCE = 512  # of the inverse factor that are in fp64 together
+COLUMNS_AT_ONCE = 256  # of the inverse factor that are in fp64 together
 LARGEST_DAMPING = 1.0  # as much as the mean of the diagonal: beyond it, little of H is left
 
 

@@ -16,7 +16,7 @@ from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.errors import UserError
 from exporter.families import Spec
 from exporter.float_session import FloatModel, FloatSession
-from exporter.graph import GraphKind
+from exporter.graph_kind import GraphKind
 from exporter.lower import suppression
 from exporter.model import LINEARS
 from exporter.prompts import used_vocabulary
