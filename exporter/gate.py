@@ -36,6 +36,7 @@ from exporter.runtime.settings import Settings
 from exporter.trajectory import TOP, Reference
 
 BINS = 4  # of the mask ratio
+LOGITS_AT_ONCE = 1 << 21  # of one call of the bundle; about ten arrays of this size are alive
 
 
 def measure(
@@ -96,16 +97,22 @@ def _decode_with(
     canvases = [row[keep] for row, keep in zip(reference.canvases[0], real, strict=True)]
     prompts = [canvas[: len(canvas) - settings.gen_length] for canvas in canvases]
     by_row = settings.sampler in ("random", "origin")  # a row's number is part of its seed
-    count = len(prompts) if by_row else rows_at_once(reference)
+    model = read_bundle(bundle).model
+    window = settings.gen_length if settings.by_canvas else settings.block_length
+    most = rows_at_once(reference.answer.shape[1], window, model.vocab_size)
+    count = len(prompts) if by_row else most
     results: list[dict[str, Any]] = []
     for start in range(0, len(prompts), count):
         results += _run_loop(bundle, prompts[start : start + count], settings, provider)
     return results
 
 
-def rows_at_once(reference: Reference) -> int:
-    """Prompts that are decoded together, so that memory does not grow with their number."""
-    return max(1, TOKENS_AT_ONCE // int(reference.answer.shape[1]))
+def rows_at_once(length: int, window: int, vocab: int) -> int:
+    """Prompts that are decoded together: memory must not grow with their number.
+
+    `length` of the canvas, `window` positions that are predicted together, `vocab` ids.
+    """
+    return max(1, min(TOKENS_AT_ONCE // length, LOGITS_AT_ONCE // (window * vocab)))
 
 
 def _run_loop(
@@ -159,7 +166,7 @@ def _teacher_forced(
     bias = special_bias(opened.model, settings)
     agrees = np.zeros(len(reference.commits), np.bool_)
     regret, kl = np.zeros(len(agrees)), np.zeros(len(agrees))
-    for which in _together(reference):
+    for which in _together(reference, opened.model.vocab_size):
         call = reference.commits[which[0], 0]
         rows, positions = reference.commits[which, 1], reference.commits[which, 2]
         fed, row_at = np.unique(rows, return_inverse=True)
@@ -185,11 +192,13 @@ def _teacher_forced(
     return agrees, regret, kl
 
 
-def _together(reference: Reference) -> Iterator[Ints]:
+def _together(reference: Reference, vocab: int) -> Iterator[Ints]:
     """Indices of the commits of one call, for a few rows at a time."""
     calls, rows = reference.commits[:, 0], reference.commits[:, 1]
-    part = rows // rows_at_once(reference)
+    length = reference.answer.shape[1]
     for call in np.unique(calls):
+        window = len(np.unique(reference.commits[calls == call, 2]))
+        part = rows // rows_at_once(length, window, vocab)
         for number in np.unique(part[calls == call]):
             yield np.flatnonzero((calls == call) & (part == number))
 
