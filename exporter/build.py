@@ -16,6 +16,7 @@ from exporter.decoding import (
     loop_facts,
 )
 from exporter.errors import UserError
+from exporter.float_decode import record_reference
 from exporter.float_session import FloatModel
 from exporter.gate import measure
 from exporter.graph_kind import graph_kinds
@@ -29,7 +30,6 @@ from exporter.quantize import quantize
 from exporter.recipes import QuantOptions, make_recipe
 from exporter.tasks import reference_folder
 from exporter.team import device_of, open_team
-from exporter.trajectory import record_reference
 from exporter.work import open_work
 
 log = logging.getLogger(__name__)

@@ -15,28 +15,25 @@ the data-processing inequality this is at most the divergence of the full distri
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
-from exporter.agreement import divergence, give_up, log_probabilities, wilson
+from exporter.agreement import wilson
 from exporter.errors import UserError
-from exporter.float_session import TOKENS_AT_ONCE
 from exporter.manifest import GateResult, significant
 from exporter.progress import Progress
 from exporter.recipes import Limits
 from exporter.runtime.bundle import read_bundle
-from exporter.runtime.forward import special_bias
-from exporter.runtime.session import Bools, Floats, Ints
-from exporter.runtime.session_ort import open_session
+from exporter.runtime.session import Bools, Ints
 from exporter.runtime.settings import Settings
-from exporter.trajectory import TOP, Reference
+from exporter.teacher_forcing import rows_at_once
+from exporter.trajectory import Reference
 
 BINS = 4  # of the mask ratio
-LOGITS_AT_ONCE = 1 << 21  # of one call of the bundle; about ten arrays of this size are alive
 
 
 def measure(
@@ -50,8 +47,9 @@ def measure(
     with progress.stage("gate", 2) as step:
         tokens, matches, divergence = _free_running(bundle, reference, settings, provider)
         step()
-        agrees, regret, kl = _teacher_forced(bundle, reference, settings, provider)
+        forced = _teacher_forced(bundle, provider)
         step()
+    agrees, regret, kl = (forced[name] for name in ("agrees", "regret", "kl"))
     mean_regret, mean_kl = significant(float(regret.mean())), significant(float(kl.mean()))
     return GateResult(
         passed=mean_regret <= limits.regret and mean_kl <= limits.kl,
@@ -107,14 +105,6 @@ def _decode_with(
     return results
 
 
-def rows_at_once(length: int, window: int, vocab: int) -> int:
-    """Prompts that are decoded together: memory must not grow with their number.
-
-    `length` of the canvas, `window` positions that are predicted together, `vocab` ids.
-    """
-    return max(1, min(TOKENS_AT_ONCE // length, LOGITS_AT_ONCE // (window * vocab)))
-
-
 def _run_loop(
     bundle: Path, prompts: Sequence[Ints], settings: Settings, provider: str
 ) -> list[dict[str, Any]]:
@@ -157,50 +147,20 @@ def _numbered(commits: Sequence[Sequence[int]]) -> set[tuple[int, int, int]]:
     return {(calls[call], position, token) for call, position, token in commits}
 
 
-def _teacher_forced(
-    bundle: Path, reference: Reference, settings: Settings, provider: str
-) -> tuple[Bools, Floats, Floats]:
-    """Agreement, regret and KL divergence, (N,) each, at the committed positions."""
-    opened = read_bundle(bundle)
-    session = open_session(opened, guided=False, wanted=TOP, provider=provider)
-    bias = special_bias(opened.model, settings)
-    agrees = np.zeros(len(reference.commits), np.bool_)
-    regret, kl = np.zeros(len(agrees)), np.zeros(len(agrees))
-    for which in _together(reference, opened.model.vocab_size):
-        call = reference.commits[which[0], 0]
-        rows, positions = reference.commits[which, 1], reference.commits[which, 2]
-        fed, row_at = np.unique(rows, return_inverse=True)
-        window, column = np.unique(positions, return_inverse=True)
-        found = session.forward(
-            reference.canvases[call][fed],
-            reference.key_mask[fed].astype(np.bool_),
-            window,
-            bias,
-            None,
-            None,
-            TOP,
+def _teacher_forced(bundle: Path, provider: str) -> dict[str, Any]:
+    """Agreement, regret and KL divergence, (N,) each, at the committed positions.
+
+    In a process of its own, as the free-running part: beside torch the runtime would double the
+    memory of a build.
+    """
+    command = [sys.executable, "-B", "-m", "exporter.teacher_forcing", str(bundle), provider]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(
+            f"The emitted graphs failed: {done.stderr.strip()[-2000:]}",
+            f"Run it: {' '.join(command)}",
         )
-        at = (row_at, column)
-        agrees[which] = found["id1"][at] == reference.commits[which, 3]
-        regret[which] = give_up(
-            reference.top_ids[which], reference.top_logp[which],
-            reference.commits[which, 3], found["id1"][at],
-        )  # fmt: skip
-        logps, ids = log_probabilities(found)[at], found["topk_ids"][at]
-        for n, mine, logp in zip(which, ids, logps, strict=True):
-            kl[n] = divergence(reference.top_ids[n], reference.top_logp[n], mine, logp)
-    return agrees, regret, kl
-
-
-def _together(reference: Reference, vocab: int) -> Iterator[Ints]:
-    """Indices of the commits of one call, for a few rows at a time."""
-    calls, rows = reference.commits[:, 0], reference.commits[:, 1]
-    length = reference.answer.shape[1]
-    for call in np.unique(calls):
-        window = len(np.unique(reference.commits[calls == call, 2]))
-        part = rows // rows_at_once(length, window, vocab)
-        for number in np.unique(part[calls == call]):
-            yield np.flatnonzero((calls == call) & (part == number))
+    return {name: np.array(values) for name, values in json.loads(done.stdout).items()}
 
 
 def _by_mask_ratio(reference: Reference, agrees: Bools) -> list[tuple[int, float]]:
