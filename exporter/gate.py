@@ -153,7 +153,7 @@ def _teacher_forced(bundle: Path, provider: str) -> dict[str, Any]:
     In a process of its own, as the free-running part: beside torch the runtime would double the
     memory of a build.
     """
-    command = [sys.executable, "-B", "-m", "exporter.teacher_forcing", str(bundle), provider]
+    command = [sys.executable, "-P", "-B", "-m", "exporter.teacher_forcing", str(bundle), provider]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(
