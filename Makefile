@@ -1,12 +1,12 @@
 # Two commands do everything on a machine with Python 3.11 or later: `make demo` and `make test`.
-# Others: `make check` (no install), `make check-slow`, `make check-trt`, `make clean`.
+# Others: `make check` (no install), `make check-trt`, `make check-gpu`, `make clean`.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test install install-dev check check-slow check-trt clean
+.PHONY: demo test install install-dev check check-trt check-gpu clean
 
 demo: install
 	rm -rf $(DEMO)
@@ -46,12 +46,13 @@ check:
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest
 
-check-slow: install-dev
-	$(BIN)/pytest -m slow
-
 check-trt: install-dev
 	$(BIN)/python -m pip install --quiet -e '.[rtx]'
 	$(BIN)/pytest -m trt
+
+# needs an NVIDIA GPU, PyTorch's CUDA build, and onnxruntime-gpu in place of onnxruntime
+check-gpu:
+	$(BIN)/pytest -m gpu
 
 clean:
 	rm -rf $(VENV) $(DEMO) .mypy_cache .pytest_cache .ruff_cache
