@@ -1,6 +1,7 @@
 """config.json of a checkpoint: which family it is, and all that there is to know of the model."""
 
 import json
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def read_configuration(
 
 
 def read_json(file: Path) -> dict[str, Any]:
+    """The table in a JSON file; UserError where it is missing, not JSON, or no table."""
     try:
         content = json.loads(file.read_text())
     except FileNotFoundError:
@@ -71,15 +73,7 @@ def _spec(
     facts["tied"] = bool(facts["tied"])
     numbers = {f.name: f.type for f in fields(Spec) if f.name in facts and f.type in (int, float)}
     for name, kind in numbers.items():
-        try:
-            facts[name] = kind(facts[name])
-            assert facts[name] > 0
-        except (TypeError, ValueError, AssertionError):
-            key = family.keys.get(name, name)
-            raise UserError(
-                f"`{folder}/config.json` has {key} = {facts[name]!r}, not a positive number",
-                "Use the upstream config.json",
-            ) from None
+        facts[name] = _positive(folder, family.keys.get(name, name), facts[name], kind)
     if facts["heads"] % facts["kv_heads"]:
         raise UserError(
             f"{facts['heads']} query heads do not divide into {facts['kv_heads']} key heads",
@@ -99,6 +93,18 @@ def _spec(
         positions=family.positions,
         **facts,
         **ids,
+    )
+
+
+def _positive(folder: Path, key: str, value: Any, kind: type) -> Any:
+    """`value` as int or float; UserError where it is not a positive number."""
+    with suppress(TypeError, ValueError, OverflowError):
+        value = kind(value)
+        if value > 0:
+            return value
+    raise UserError(
+        f"`{folder}/config.json` has {key} = {value!r}, not a positive number",
+        "Use the upstream config.json",
     )
 
 
