@@ -4,7 +4,7 @@ from exporter.build import BuildOptions, build
 from exporter.decoding import DecodeOptions
 from exporter.errors import UserError
 from exporter.manifest import Manifest
-from exporter.recipes import QuantOptions
+from exporter.quant_options import QuantOptions
 from exporter.verify import verify
 
 __all__ = [

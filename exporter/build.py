@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from exporter import emit, report
-from exporter.calibrate import calibrate
 from exporter.checkpoint import check_weights, open_checkpoint
 from exporter.decoding import (
     DecodeOptions,
@@ -26,8 +25,9 @@ from exporter.planner import check_fits, estimate
 from exporter.preflight import check_lengths, check_output, load_target
 from exporter.progress import Progress
 from exporter.prompts import read_prompts, used_vocabulary
-from exporter.quantize import quantize
-from exporter.recipes import QuantOptions, make_recipe
+from exporter.quant_options import QuantOptions
+from exporter.recipes import make_recipe
+from exporter.run_recipe import run_recipe
 from exporter.tasks import reference_folder
 from exporter.team import device_of, open_team
 from exporter.work import open_work
@@ -76,9 +76,10 @@ def build(
     settings = default_settings(checkpoint, options.decode)
     canvas = longest_canvas(checkpoint, options.decode, settings)
     prompts = read_prompts(
-        checkpoint, options.calib, options.calib_prompts, options.gate_prompts, quant.seed
-    )
-    check_lengths((*prompts.calibration, *prompts.held_out), settings, canvas)
+        checkpoint, options.calib, options.calib_prompts, options.gate_prompts, quant.seed,
+        settings.gen_length,
+    )  # fmt: skip
+    check_lengths(prompts, settings, canvas)
     check_fits(estimate(spec, recipe, canvas), target, out)
     check_output(out, options.force)
 
@@ -86,23 +87,22 @@ def build(
     device = device_of(options.device)
     with open_team(device) as team, open_work(options.work or out / emit.WORK, team.rank) as work:
         digest = check_weights(checkpoint, work, progress)
-        model = FloatModel(checkpoint, device)
-        described = describe_model(checkpoint, digest, used_vocabulary(checkpoint), canvas)
-        facts, rollout = loop_facts(described), comparable(settings)
-        calibration = calibrate(
-            model, digest, facts, rollout, prompts.calibration, recipe, team, work, progress
+        made = run_recipe(
+            checkpoint, digest, recipe, settings, canvas, prompts, device, team, work, progress
         )
-        quantized = quantize(model, digest, calibration, recipe, team, work, progress)
         if team.rank != 0:
             return None  # what is left is the work of one process
+        described = describe_model(checkpoint, digest, used_vocabulary(checkpoint), canvas)
+        facts, rollout = loop_facts(described), comparable(settings)
         reference = record_reference(
-            model, digest, facts, rollout, prompts.held_out, work, progress
+            FloatModel(checkpoint, device), digest, facts, rollout, prompts.held_out, work, progress
         )
 
         from exporter.lower import write_graphs, write_weights  # 40 MB that quantizing can use
 
         draft = work.draft()
-        stored = write_weights(checkpoint, quantized, recipe, facts, draft, progress)
+        recipe = made.recipe
+        stored = write_weights(made.source, made.quantized, recipe, facts, draft, progress)
         kinds = graph_kinds(options.logits)
         write_graphs(spec, stored, recipe, kinds, draft)
         emit.copy_loop(draft)
@@ -110,8 +110,8 @@ def build(
         reference.save(draft / emit.GATE)
         manifest = emit.describe(
             described, recipe, target, settings, options.accuracy_level, kinds,
-            emit.describe_calibration(calibration, prompts, rollout),
-            emit.describe_passes(calibration, quantized, recipe),
+            emit.describe_calibration(made.calibration, prompts, rollout),
+            emit.describe_passes(made.calibration, made.quantized, made.recipe),
         )  # fmt: skip
         emit.write_manifest(draft, manifest)  # the loop reads it while the gate runs
         gate = measure(draft, reference, rollout, recipe.limits, progress)

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from exporter.decoding import most_calls
+from exporter.decoding import for_answer, most_calls
 from exporter.float_session import ROWS_AT_ONCE, TOKENS_AT_ONCE, FloatModel, FloatSession
 from exporter.progress import Progress, Step
+from exporter.prompts import Prompts
 from exporter.recipes import Recipe
 from exporter.reductions import SUPPRESSED
 from exporter.runtime.bundle import ModelFacts
@@ -33,7 +34,7 @@ def calibrate(
     digest_of_weights: str,
     facts: ModelFacts,
     settings: Settings,
-    prompts: Sequence[Sequence[int]],
+    prompts: Prompts,
     recipe: Recipe,
     team: Team,
     work: Work,
@@ -43,8 +44,9 @@ def calibrate(
     if recipe.draw is None:
         return None
     folder = work.stage(
-        "calibrate", digest_of_weights, facts, settings, prompts, recipe.draw, recipe.weigh
-    )
+        "calibrate", digest_of_weights, facts, settings, prompts.calibration, prompts.lengths,
+        recipe.draw, recipe.weigh,
+    )  # fmt: skip
     if all(team.collect((folder / "counts.json").is_file())):
         return _load(folder)
     pool = roll_out(model, facts, settings, prompts, team, progress)
@@ -62,21 +64,35 @@ def roll_out(
     model: FloatModel,
     facts: ModelFacts,
     settings: Settings,
-    prompts: Sequence[Sequence[int]],
+    prompts: Prompts,
     team: Team,
     progress: Progress,
 ) -> list[State]:
-    """Every state that the float model passes through while it answers `prompts`."""
+    """Every state that the float model passes through while it answers the prompts, the finished
+    sequences (`finished`) included.
+    """
     session = FloatSession(model, facts.vocab_size)
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    batches = [order[i : i + PROMPTS_AT_ONCE] for i in range(0, len(order), PROMPTS_AT_ONCE)]
     pool: list[State] = []
-    mine = batches[team.rank :: team.size]
-    with progress.stage("roll out", len(mine) * most_calls(settings)) as step:
-        for batch in mine:
-            rows = [list(prompts[i]) for i in batch]
-            pool += _trajectory(session, facts, settings, rows, batch, step)
+    mine = _lockstep(prompts)[team.rank :: team.size]
+    plans = [for_answer(settings, prompts.lengths[batch[0]]) for batch in mine]
+    with progress.stage("roll out", sum(map(most_calls, plans))) as step:
+        for batch, plan in zip(mine, plans, strict=True):
+            rows = [list(prompts.calibration[i]) for i in batch]
+            pool += _trajectory(session, facts, plan, rows, batch, step)
     return [state for part in team.collect(pool) for state in part]
+
+
+def _lockstep(prompts: Prompts) -> list[list[int]]:
+    """Numbers of prompts that are decoded together: answers of one length, prompts alike."""
+    by_answer: dict[int | None, list[int]] = {}
+    order = sorted(range(len(prompts.calibration)), key=lambda i: (len(prompts.calibration[i]), i))
+    for number in order:
+        by_answer.setdefault(prompts.lengths[number], []).append(number)
+    return [
+        group[i : i + PROMPTS_AT_ONCE]
+        for group in by_answer.values()
+        for i in range(0, len(group), PROMPTS_AT_ONCE)
+    ]
 
 
 def _trajectory(
@@ -87,12 +103,16 @@ def _trajectory(
     numbers: list[int],
     done: Step,
 ) -> Iterator[State]:
-    """States of prompts that are decoded in lockstep; `done` is called after each model call."""
+    """States of prompts that are decoded in lockstep, the finished ones at the end.
+
+    `done` is called after each model call.
+    """
     canvas, prompt_length, key_mask = make_canvas(prompts, settings.gen_length, facts)
     surety = np.ones(canvas.shape, np.float32)  # probability at commit time; 1 for the prompt
     forwards = [0] * len(numbers)  # of each row: one that waits for another in lockstep takes none
+    block = 0
     for step in decode(session, facts, settings, canvas, prompt_length, key_mask):
-        is_mask = step.canvas_before == facts.mask_id
+        is_mask, block = step.canvas_before == facts.mask_id, step.block
         for row, number in enumerate(numbers):
             if not any(commit[0] == row for commit in step.commits):
                 continue  # this row waits or has ended
@@ -111,6 +131,18 @@ def _trajectory(
         for (row, position, _), place in zip(step.commits, places, strict=True):
             surety[row, position] = 1 / (1 + step.reductions["rest"][row, place])
         done()
+    for row, number in enumerate(numbers):
+        yield State(
+            ids=torch.from_numpy(canvas[row].copy()),
+            is_mask=torch.zeros(canvas.shape[1], dtype=torch.bool),
+            valid=torch.from_numpy(key_mask[row].copy()),
+            prompt=number,
+            block=block,
+            step=forwards[row],
+            mask_ratio=0.0,
+            commit_score=torch.from_numpy(surety[row].copy()),
+            finished=True,
+        )
 
 
 @torch.no_grad()

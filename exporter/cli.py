@@ -5,11 +5,15 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from exporter.ablation.command import ablate
 from exporter.errors import UserError
+from exporter.evaluation.command import evaluate
+from exporter.quant_flags import takes_quantization
+from exporter.quant_options import QuantOptions
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +27,10 @@ INTERRUPTED = 130  # exit code that typer makes of Ctrl-C, without a word
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle.")]
 
 
+app.command("eval")(evaluate)
+app.command("ablate")(ablate)
+
+
 @app.callback()
 def setup(
     verbose: Annotated[bool, typer.Option("--verbose", help="Log more, show tracebacks.")] = False,
@@ -33,7 +41,9 @@ def setup(
 
 
 @app.command()
+@takes_quantization
 def build(
+    quant: QuantOptions,
     checkpoint: Annotated[
         Path | None,
         typer.Argument(help="Hugging Face folder; left out: the reference model that ships here."),
@@ -43,20 +53,6 @@ def build(
         "bundle"
     ),
     recipe: Annotated[str | None, typer.Option(help="See `dqexport recipes`.")] = None,
-    group: Annotated[int | None, typer.Option(help="Inputs a scale: 32, 64 or 128.")] = None,
-    act_order: Annotated[bool, typer.Option(help="GPTQ: columns of large input first.")] = False,
-    damping: Annotated[float, typer.Option(help="GPTQ: share of the mean diagonal.")] = 0.01,
-    clip: Annotated[bool, typer.Option(help="Search scales instead of covering maxima.")] = False,
-    samples: Annotated[int, typer.Option(min=1, help="Calibration states.")] = 128,
-    bins: Annotated[
-        Literal["mask-ratio", "trajectory"], typer.Option(help="TMAS: what its bins divide.")
-    ] = "mask-ratio",
-    visible_score: Annotated[
-        Literal["model", "commit", "zero"], typer.Option(help="CGQ: score of visible tokens.")
-    ] = "model",
-    head_bits: Annotated[int, typer.Option(help="8, or 16 for a float head.")] = 8,
-    embed_bits: Annotated[int, typer.Option(help="8, or 16 for float embeddings.")] = 16,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
     calib: Annotated[Path | None, typer.Option(help="Prompts: .jsonl or .txt.")] = None,
     calib_prompts: Annotated[int, typer.Option(min=1, help="How many are rolled out.")] = 32,
     gate: Annotated[bool, typer.Option(help="Fail where the gate fails.")] = True,
@@ -84,22 +80,10 @@ def build(
     from exporter.build import build as build_bundle
     from exporter.decoding import DecodeOptions
     from exporter.progress import TerminalProgress
-    from exporter.recipes import QuantOptions
 
     options = BuildOptions(
         recipe=recipe,
-        quant=QuantOptions(
-            group,
-            act_order,
-            damping,
-            clip,
-            samples,
-            bins,
-            visible_score,
-            _bits("--head-bits", head_bits),
-            _bits("--embed-bits", embed_bits),
-            seed,
-        ),
+        quant=quant,
         decode=DecodeOptions(sampler, gen_length, steps, block_length, max_canvas),
         mask_id=mask_id,
         eot_id=eot_id,
@@ -202,12 +186,6 @@ def doctor(as_json: Json = False) -> None:
         print(f"{'ok ' if finding.ok else '-- '} {finding.name}: {finding.seen}")
         if finding.hint and not finding.ok:
             print(f"      {finding.hint}")
-
-
-def _bits(option: str, value: int) -> Any:
-    if value not in (8, 16):
-        raise UserError(f"{option} {value} is not possible", f"Use {option} 8 or {option} 16")
-    return value
 
 
 def _print_table(rows: list[dict[str, str]], as_json: bool) -> None:

@@ -94,13 +94,9 @@ def longest_canvas(checkpoint: Checkpoint, options: DecodeOptions, settings: Set
     return wanted
 
 
-def comparable(settings: Settings) -> Settings:
-    """The deployed settings without chance, guidance and early stop, in at most MODEL_CALLS calls.
-
-    Calibration and gate roll out with these: the deployed rule, a coarser schedule where the
-    deployed one commits one token at a time.
-    """
-    plain = replace(
+def plain(settings: Settings) -> Settings:
+    """The same rule without chance, guidance and early stop: what two models can be compared by."""
+    return replace(
         settings,
         cfg_scale=0.0,
         temperature=0.0,
@@ -111,13 +107,36 @@ def comparable(settings: Settings) -> Settings:
         eos_inf=False,
         confidence_eos_inf=False,
     )
+
+
+def comparable(settings: Settings) -> Settings:
+    """The deployed settings, plain, in at most MODEL_CALLS calls.
+
+    Calibration and gate roll out with these: the deployed rule, a coarser schedule where the
+    deployed one commits one token at a time.
+    """
+    settings = plain(settings)
     calls = settings.steps or settings.gen_length
     if calls <= MODEL_CALLS:
-        return plain
+        return settings
     if settings.by_canvas:
-        return replace(plain, steps=MODEL_CALLS)
+        return replace(settings, steps=MODEL_CALLS)
     blocks = settings.gen_length // settings.block_length
-    return replace(plain, steps=blocks * max(1, MODEL_CALLS // blocks))
+    return replace(settings, steps=blocks * max(1, MODEL_CALLS // blocks))
+
+
+def for_answer(settings: Settings, length: int | None) -> Settings:
+    """`settings` for an answer of its own `length`; None: as they are.
+
+    One block for the whole answer stays that, and one token a step too.
+    """
+    if length is None or length == settings.gen_length:
+        return settings
+    whole = settings.block_length >= settings.gen_length
+    block = length if whole else min(settings.block_length, length)
+    every = settings.steps == settings.gen_length
+    steps = length if every else settings.steps
+    return replace(settings, gen_length=length, block_length=block, steps=steps)
 
 
 def most_calls(settings: Settings) -> int:

@@ -33,6 +33,7 @@ from exporter.tokenizer import FILE as TOKENIZER
 from exporter.tokenizer import read_tokenizer
 from exporter.work import to_json
 from passes.calibrate.states import CalibrationSet
+from passes.numerics import WeightGrid
 from passes.weights.rtn import Rtn
 from targets import Target
 
@@ -125,17 +126,21 @@ def describe_passes(
 ) -> list[PassRecord]:
     """Every pass that ran, in order, with its settings and numbers."""
     records: list[PassRecord] = []
+    grids = (recipe.rotation, recipe.weights, recipe.activation, recipe.attention)
+    records += [PassRecord(step=repr(g), where="model", stats={}) for g in grids if g is not None]
+    for index, group in sorted(recipe.high):
+        records.append(PassRecord(step="8-bit weights", where=f"block {index}, {group}", stats={}))
     if calibration is not None:
         steps = [step for step in (recipe.draw, recipe.weigh) if step is not None]
         records += [PassRecord(step=repr(s), where="calibration", stats={}) for s in steps]
     for index in range(quantized.layers if quantized else 0):
         assert quantized is not None
-        for fact in quantized.facts(index).passes:
+        for fact in quantized.passes(index):
             stats = {name: significant(value) for name, value in fact["stats"].items()}
             records.append(PassRecord(step=fact["step"], where=f"block {index}", stats=stats))
     if recipe.head_bits == 8:
-        head = Rtn(8, recipe.head_group)
-        records.append(PassRecord(step=repr(head), where="head", stats={}))
+        head = f"{Rtn()!r} on {WeightGrid(8, recipe.head_group)!r}"
+        records.append(PassRecord(step=head, where="head", stats={}))
     return records
 
 

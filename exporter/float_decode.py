@@ -1,4 +1,4 @@
-"""Decodes held-out prompts with the float model, and records every state and prediction."""
+"""Decodes prompts with the float model, and records every state and prediction."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from exporter.float_session import FloatModel, FloatSession
 from exporter.progress import Progress
 from exporter.runtime.bundle import ModelFacts
 from exporter.runtime.loop import decode
-from exporter.runtime.session import Bools, Floats, Ints, Reductions
+from exporter.runtime.session import Bools, Floats, Ints, Reductions, Session
 from exporter.runtime.settings import Settings
 from exporter.runtime.task import make_canvas
 from exporter.trajectory import TOP, Reference
@@ -19,9 +19,9 @@ from exporter.work import Work
 
 
 class _WithTop:
-    """The float session, asked for the top K at every call."""
+    """A session that is asked for the top K at every call."""
 
-    def __init__(self, session: FloatSession) -> None:
+    def __init__(self, session: Session) -> None:
         self._session = session
 
     def forward(
@@ -52,18 +52,20 @@ def record_reference(
     stage = work.stage("reference", digest_of_weights, facts, settings, prompts)
     file = stage / "reference.safetensors"
     if not file.is_file():
-        _decode_float(model, facts, settings, prompts, progress).save(file)
+        session = FloatSession(model, facts.vocab_size)
+        record(session, facts, settings, prompts, progress).save(file)
     return Reference.load(file)
 
 
-def _decode_float(
-    model: FloatModel,
+def record(
+    session: Session,
     facts: ModelFacts,
     settings: Settings,
     prompts: Sequence[Sequence[int]],
     progress: Progress,
 ) -> Reference:
-    session = _WithTop(FloatSession(model, facts.vocab_size))
+    """What the model behind `session` does with `prompts`, at temperature 0 and unguided."""
+    session = _WithTop(session)
     rows = [list(prompt) for prompt in prompts]
     canvas, prompt_length, key_mask = make_canvas(rows, settings.gen_length, facts)
     canvases: list[Ints] = []

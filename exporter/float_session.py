@@ -5,15 +5,16 @@ block whatever the model's size; a model that is small is kept. The head is read
 vocabulary and reduced as it passes, in float64.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from exporter.checkpoint import Checkpoint
-from exporter.model import Context, Weights, make_context, rms_norm, run_block
+from exporter.layer import Layer
+from exporter.model import Context, make_context, rms_norm, run_block
 from exporter.reductions import SUPPRESSED, Reductions
+from exporter.source import Source
 
 KEEP_BYTES = 64 * 2**20  # a model whose blocks take less than this in fp32 stays in memory
 TOKENS_AT_ONCE = 1024  # rows of a forward that are in flight in one block
@@ -25,23 +26,32 @@ Array = npt.NDArray[np.generic]
 
 
 class FloatModel:
-    """The float model over a checkpoint, computed in fp32 block by block."""
+    """A model computed in fp32 block by block: the float one of a checkpoint.
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+    `layer` gives a block to run in place of the checkpoint's float one, as simulate.py does.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Source,
+        device: str = "cpu",
+        layer: Callable[[int], Layer] | None = None,
+    ) -> None:
         self.checkpoint, self.spec, self.device = checkpoint, checkpoint.spec, device
-        self._kept: dict[int, Weights] = {}
+        self._read = layer or (lambda index: Layer(checkpoint.block(index, device)))
+        self._kept: dict[int, Layer] = {}
         self._keep = 4 * checkpoint.parameters <= KEEP_BYTES
 
-    def blocks(self) -> Iterator[Weights]:
-        """The weights of each block in order, fp32."""
+    def blocks(self) -> Iterator[Layer]:
+        """Each block in order."""
         for index in range(self.spec.layers):
             yield self._kept.get(index) or self._load(index)
 
-    def _load(self, index: int) -> Weights:
-        weights = self.checkpoint.block(index, self.device)
+    def _load(self, index: int) -> Layer:
+        layer = self._read(index)
         if self._keep:
-            self._kept[index] = weights
-        return weights
+            self._kept[index] = layer
+        return layer
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, S, D) of ids (B, S)."""
@@ -52,8 +62,8 @@ class FloatModel:
         hidden = self.embed(ids)
         rows = max(1, TOKENS_AT_ONCE // ids.shape[1])
         contexts = [make_context(self.spec, m.to(self.device)) for m in key_mask.split(rows)]
-        for weights in self.blocks():
-            run_rows(self, weights, hidden, contexts, rows)
+        for layer in self.blocks():
+            run_rows(self, layer, hidden, contexts, rows)
         return hidden
 
     def logit_slices(self, rows: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
@@ -73,12 +83,12 @@ class FloatModel:
 
 
 def run_rows(
-    model: FloatModel, weights: Weights, hidden: torch.Tensor, contexts: list[Context], rows: int
+    model: FloatModel, layer: Layer, hidden: torch.Tensor, contexts: list[Context], rows: int
 ) -> None:
     """Replace hidden (B, S, D) by what the block makes of it, `rows` sequences at a time."""
     for start, context in zip(range(0, len(hidden), rows), contexts, strict=True):
         hidden[start : start + rows] = run_block(
-            model.spec, weights, hidden[start : start + rows], context
+            model.spec, layer, hidden[start : start + rows], context
         )
 
 

@@ -31,9 +31,7 @@ from exporter.runtime.bundle import read_bundle
 from exporter.runtime.session import Bools, Ints
 from exporter.runtime.settings import Settings
 from exporter.teacher_forcing import rows_at_once
-from exporter.trajectory import Reference
-
-BINS = 4  # of the mask ratio
+from exporter.trajectory import BINS, Reference
 
 
 def measure(
@@ -83,7 +81,7 @@ def _free_running(
     start = reference.prompt_length
     results = _decode_with(bundle, reference, settings, provider)
     same = np.array([result["new"] for result in results]) == reference.answer[:, start:]
-    firsts = _first_differences(reference, results)
+    firsts = reference.first_differences([result["trace"] for result in results])
     return float(same.mean()), float(same.all(1).mean()), float(np.mean(firsts))
 
 
@@ -125,28 +123,6 @@ def _run_loop(
     return found
 
 
-def _first_differences(reference: Reference, results: list[dict[str, Any]]) -> list[float]:
-    """For each prompt its first call that commits otherwise, as share of its calls; 1: none.
-
-    Calls are numbered for each prompt on its own, by those that commit something: how many a prompt
-    waits through depends on what it is decoded together with.
-    """
-    firsts: list[float] = []
-    for row, result in enumerate(results):
-        pad = int((reference.key_mask[row] == 0).sum())
-        ours = _numbered([(step, at + pad, token) for step, at, token in result["trace"]])
-        theirs = _numbered(reference.commits[reference.commits[:, 1] == row][:, [0, 2, 3]].tolist())
-        last = max(call for call, _, _ in theirs) + 1
-        firsts.append(min((commit[0] for commit in theirs - ours), default=last) / last)
-    return firsts
-
-
-def _numbered(commits: Sequence[Sequence[int]]) -> set[tuple[int, int, int]]:
-    """(call, position, id) with the calls that occur counted from 0."""
-    calls = {call: n for n, call in enumerate(sorted({commit[0] for commit in commits}))}
-    return {(calls[call], position, token) for call, position, token in commits}
-
-
 def _teacher_forced(bundle: Path, provider: str) -> dict[str, Any]:
     """Agreement, regret and KL divergence, (N,) each, at the committed positions.
 
@@ -165,10 +141,7 @@ def _teacher_forced(bundle: Path, provider: str) -> dict[str, Any]:
 
 def _by_mask_ratio(reference: Reference, agrees: Bools) -> list[tuple[int, float]]:
     """Positions and agreement in bins of the mask ratio of their state, all masked first."""
-    generated = reference.canvases[:, :, reference.prompt_length :]
-    blank = generated[0, 0, 0]  # the first canvas is all masks
-    ratios = (generated == blank).mean(-1)[reference.commits[:, 0], reference.commits[:, 1]]
-    bins = np.minimum((BINS * (1 - ratios)).astype(int), BINS - 1)
+    bins = reference.bins()
     return [
         (int((bins == b).sum()), float(agrees[bins == b].mean()) if (bins == b).any() else 1.0)
         for b in range(BINS)

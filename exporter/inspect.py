@@ -54,12 +54,10 @@ def target_rows() -> list[dict[str, str]]:
 
 
 def recipe_rows() -> list[dict[str, str]]:
-    """name and meaning, one row a recipe."""
+    """The parts that recipe names are made of: `<bits>[-<method>][+<component> ...]`."""
     rows: list[dict[str, str]] = []
-    for name in recipes.names():
-        bits, _, method = name.partition("-")
-        quantized = bits.startswith("w")
-        method = method or ("dllmquant" if quantized else "")
-        about = f"{recipes.BITS[bits]}; {recipes.METHODS[method]}" if method else recipes.BITS[bits]
-        rows.append({"name": name, "about": about})
-    return rows
+    for bits, precision in recipes.BITS.items():
+        stands_for = f"; dllmquant is {precision.default}" if bits.startswith("w") else ""
+        rows.append({"name": bits, "about": precision.title + stands_for})
+    rows += [{"name": f"-{name}", "about": about} for name, about in recipes.METHODS.items()]
+    return rows + [{"name": f"+{n}", "about": about} for n, about in recipes.COMPONENTS.items()]

@@ -2,7 +2,9 @@
 
 Tensor names in the file: `embed`, `final_norm`, `head`, `suppress`, `cos`, `sin` and
 `<block>.<name>`; linears are (in, out). A quantized linear `x` has its codes in `x`, its scales
-(in / group, out) in `x.scale`.
+(in / group, out) in `x.scale`; on two levels `x.steps` (in / group, out) are integers and `x.scale`
+(out,) are the row scales. `x.left`, `x.right` are a low-rank correction. What turns the input of a
+group lies in `<block>.<group>/<number>.<side>`, the grid of values in `<block>.v_scale`, `.v_zero`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,45 +13,50 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from exporter.checkpoint import Checkpoint
-from exporter.families import Spec, block_shapes
+from exporter.families import Spec, model_shapes
 from exporter.graph import build_graph
 from exporter.graph_kind import GRAPHS, GraphKind
 from exporter.model import LINEARS, rotary_tables
 from exporter.progress import Progress
 from exporter.quantize import Quantized
+from exporter.quantized_block import OPERANDS, QuantizedBlock
 from exporter.recipes import Recipe
 from exporter.reductions import SUPPRESSED
+from exporter.rounded import round_embedding, round_head
 from exporter.runtime.bundle import ModelFacts
-from exporter.weights_file import Stored, WeightsFile, as_bytes, as_type
+from exporter.source import Source
+from exporter.weights_file import BlockForm, Stored, WeightsFile, as_bytes, as_type
 from ort_ops.int4 import pack_int4
 from passes.numerics import QuantizedLinear
-from passes.weights.rtn import round_to_nearest
 
 TYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
 ROWS_AT_ONCE = 4096  # of embedding and head
 
 
 def write_weights(
-    checkpoint: Checkpoint,
+    source: Source,
     quantized: Quantized | None,
     recipe: Recipe,
     facts: ModelFacts,
     draft: Path,
     progress: Progress,
 ) -> Stored:
-    """Write all tensors of the graphs below `draft`, block by block."""
-    spec, compute = checkpoint.spec, TYPES[recipe.compute]
+    """Write all tensors of the graphs below `draft`, block by block.
+
+    `source` is the checkpoint as the recipe turns it.
+    """
+    spec, compute = source.spec, TYPES[recipe.compute]
     file = draft / GRAPHS / "weights.bin"
     file.parent.mkdir()
     with WeightsFile(file) as out, progress.stage("lower", spec.layers + 2) as step:
-        _add_embedding(out, checkpoint, recipe)
+        _add_embedding(out, source, recipe)
         step()
         for index in range(spec.layers):
-            _add_block(out, checkpoint, quantized, index, compute)
+            block = quantized.block(index) if quantized else QuantizedBlock(source.block(index))
+            _add_block(out, block, str(index), compute)
             step()
-        _add(out, "final_norm", checkpoint.tensor("final_norm"), compute)
-        _add_head(out, checkpoint, recipe, compute)
+        _add(out, "final_norm", source.tensor("final_norm"), compute)
+        _add_head(out, source, recipe, compute)
         cos, sin = rotary_tables(spec, torch.arange(facts.max_length))
         _add(out, "cos", cos, compute)
         _add(out, "sin", sin, compute)
@@ -79,46 +86,70 @@ def _add(out: WeightsFile, name: str, tensor: torch.Tensor, dtype: ir.DataType) 
     out.add(name, dtype, tuple(tensor.shape), [as_bytes(name, tensor, dtype)])
 
 
-def _add_block(
-    out: WeightsFile,
-    checkpoint: Checkpoint,
-    quantized: Quantized | None,
-    index: int,
-    compute: ir.DataType,
+def _add_block(out: WeightsFile, block: QuantizedBlock, index: str, compute: ir.DataType) -> None:
+    for name, tensor in block.floats.items():
+        _add(out, f"{index}.{name}", tensor.T if name in LINEARS else tensor, compute)
+    for name, linear in block.linears.items():
+        _add_quantized(out, f"{index}.{name}", linear)
+    for name, beside in block.low_rank.items():
+        _add(out, f"{index}.{name}.right", beside.right.T, ir.DataType.FLOAT16)
+        _add(out, f"{index}.{name}.left", beside.left.T, ir.DataType.FLOAT16)
+    turns: dict[str, list[str]] = {}
+    for group, steps in block.transforms.items():
+        turns[group] = [f"{index}.{group}/{number}" for number in range(len(steps))]
+        for prefix, step in zip(turns[group], steps, strict=True):
+            _add_sides(out, prefix, vars(step), compute)
+    if block.attention is not None:
+        _add_sides(out, index, {n: vars(block.attention)[n] for n in OPERANDS}, compute)
+    form = BlockForm(turns, dict(block.activations), block.attention)
+    out.stored.blocks.append(form)
+
+
+def _add_sides(
+    out: WeightsFile, prefix: str, parts: dict[str, torch.Tensor | None], compute: ir.DataType
 ) -> None:
-    linears = {} if quantized is None else quantized.block(index)
-    for name in block_shapes(checkpoint.spec):
-        key = f"{index}.{name}"
-        if name in linears:
-            _add_quantized(out, key, linears[name])
-        else:
-            weight = checkpoint.tensor(name, index)
-            _add(out, key, weight.T if name in LINEARS else weight, compute)
+    """Tensors of a transform or an attention grid; those that are there."""
+    for name, tensor in parts.items():
+        if tensor is None:
+            continue
+        if name == "left":
+            tensor = tensor.T  # it multiplies from the left
+        if name.startswith("v_"):
+            tensor = tensor[:, None, None]  # (kv heads, 1, 1, K), beside (…, kv heads, 1, S, K)
+        _add(out, f"{prefix}.{name}", tensor, _type_of(tensor, compute))
+
+
+def _type_of(tensor: torch.Tensor, compute: ir.DataType) -> ir.DataType:
+    return compute if tensor.is_floating_point() else ir.DataType.INT64
 
 
 def _add_quantized(out: WeightsFile, key: str, linear: QuantizedLinear) -> None:
-    codes, scales = linear.codes.T.contiguous(), linear.scales.T.contiguous()
-    dtype = ir.DataType.INT4 if linear.bits == 4 else ir.DataType.INT8
-    data = pack_int4(codes.numpy()).tobytes() if linear.bits == 4 else codes.numpy().tobytes()
-    out.add(key, dtype, tuple(codes.shape), [data])
-    _add(out, f"{key}.scale", scales, ir.DataType.FLOAT16)
+    codes = linear.codes.T.contiguous()
+    dtype = ir.DataType.INT4 if linear.bits <= 4 else ir.DataType.INT8
+    packed = pack_int4(codes.numpy()) if dtype == ir.DataType.INT4 else codes.numpy()
+    out.add(key, dtype, tuple(codes.shape), [packed.tobytes()])
+    if linear.channel is None:
+        _add(out, f"{key}.scale", linear.scales.T, ir.DataType.FLOAT16)
+    else:
+        _add(out, f"{key}.scale", linear.channel[:, 0], ir.DataType.FLOAT16)
+        _add(out, f"{key}.steps", linear.steps().T.to(torch.int8), ir.DataType.INT8)
     out.stored.groups[key] = linear.group
 
 
-def _add_embedding(out: WeightsFile, checkpoint: Checkpoint, recipe: Recipe) -> None:
+def _add_embedding(out: WeightsFile, source: Source, recipe: Recipe) -> None:
     """Rows as floats, or as int8 with one scale a row."""
-    shape = checkpoint.entries["embed"].shape
+    shape = model_shapes(source.spec)["embed"]
     if recipe.embed_bits == 16:
         dtype = TYPES[recipe.storage]
-        rows = checkpoint.rows("embed", ROWS_AT_ONCE)
+        rows = source.rows("embed", ROWS_AT_ONCE)
         parts = (as_bytes("embed", part, dtype) for part in rows)
         out.add("embed", dtype, shape, parts)
         return
     scales: list[torch.Tensor] = []
 
     def codes() -> Iterator[bytes]:
-        for rows in checkpoint.rows("embed", ROWS_AT_ONCE):
-            rounded = round_to_nearest(rows, 8, shape[1])
+        for rows in source.rows("embed", ROWS_AT_ONCE):
+            rounded = round_embedding(rows)
             scales.append(rounded.scales)
             yield rounded.codes.numpy().tobytes()
 
@@ -126,12 +157,10 @@ def _add_embedding(out: WeightsFile, checkpoint: Checkpoint, recipe: Recipe) -> 
     _add(out, "embed.scale", torch.cat(scales), ir.DataType.FLOAT16)
 
 
-def _add_head(
-    out: WeightsFile, checkpoint: Checkpoint, recipe: Recipe, compute: ir.DataType
-) -> None:
+def _add_head(out: WeightsFile, source: Source, recipe: Recipe, compute: ir.DataType) -> None:
     """The head as a linear (D, V), rounded to 8 bits where the recipe says so."""
-    rows = checkpoint.rows("head", ROWS_AT_ONCE)
-    vocab, width = checkpoint.entries["head"].shape
+    rows = source.rows("head", ROWS_AT_ONCE)
+    vocab, width = model_shapes(source.spec)["embed"]
     if recipe.head_bits == 16:
         half = compute == ir.DataType.FLOAT16
         weight = torch.empty(width, vocab, dtype=torch.float16 if half else torch.float32)
@@ -141,7 +170,7 @@ def _add_head(
             first += len(part)
         _add(out, "head", weight, compute)
         return
-    parts = [round_to_nearest(part, 8, recipe.head_group) for part in rows]
+    parts = [round_head(part, recipe) for part in rows]
     codes = torch.cat([part.codes for part in parts])
     scales = torch.cat([part.scales for part in parts])
     _add_quantized(out, "head", QuantizedLinear(codes, scales, 8, recipe.head_group))

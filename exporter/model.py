@@ -1,26 +1,27 @@
 """The float model in torch: one for all families, steered by `Spec`.
 
 RMSNorm, rotary embedding on half-split pairs, grouped-query attention, optional q/k/v biases and
-q/k norms, gated SiLU MLP, tied or untied head, full or block-causal attention.
+q/k norms, gated SiLU MLP, tied or untied head, full or block-causal attention. The same code runs
+a quantized model: a `Layer` says what is rounded on the way.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from exporter.families import Spec
+from exporter.layer import Layer
+from passes.activations.attention import probabilities, quantized_attention
 from passes.base import LinearGroup
-
-Weights = Mapping[str, torch.Tensor]
 
 # linears of a block that share one input, in the order in which they run
 GROUPS = (
-    LinearGroup("attention input", ("q", "k", "v")),
-    LinearGroup("attention output", ("o",)),
-    LinearGroup("mlp input", ("gate", "up")),
-    LinearGroup("mlp output", ("down",)),
+    LinearGroup("attention input", ("q", "k", "v"), "attn_norm"),
+    LinearGroup("attention output", ("o",), "v"),
+    LinearGroup("mlp input", ("gate", "up"), "mlp_norm"),
+    LinearGroup("mlp output", ("down",), "up"),
 )
 LINEARS = tuple(name for group in GROUPS for name in group.linears)
 
@@ -72,44 +73,60 @@ def make_context(spec: Spec, key_mask: torch.Tensor) -> Context:
 
 
 def trace_block(
-    spec: Spec, w: Weights, hidden: torch.Tensor, context: Context
+    spec: Spec, layer: Layer, hidden: torch.Tensor, context: Context
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Run one block over hidden (B, S, D), stopping before each group of linears.
 
-    Yields (group name, its input (B, S, in)) in the order of GROUPS and at last ("out", the new
-    hidden state). What follows a yield runs with the weights that `w` holds by then.
+    Yields (group name, its input (B, S, in), turned but not rounded) in the order of GROUPS and at
+    last ("out", the new hidden state). What follows a yield runs with what `layer` holds by then.
     """
-    x = rms_norm(hidden, w["attn_norm"], spec.norm_eps)
-    yield GROUPS[0].name, x
-    x = attend(spec, w, x, context)
-    yield GROUPS[1].name, x
-    hidden = hidden + x @ w["o"].T
-    x = rms_norm(hidden, w["mlp_norm"], spec.norm_eps)
-    yield GROUPS[2].name, x
-    x = F.silu(x @ w["gate"].T) * (x @ w["up"].T)
-    yield GROUPS[3].name, x
-    yield "out", hidden + x @ w["down"].T
+    into, out_of, mlp_in, mlp_out = GROUPS
+    x = layer.enter(into, rms_norm(hidden, layer.tensors["attn_norm"], spec.norm_eps))
+    yield into.name, x
+    x = layer.enter(out_of, attend(spec, layer, x, context))
+    yield out_of.name, x
+    hidden = hidden + layer.leave(out_of, x)[0]
+    x = layer.enter(mlp_in, rms_norm(hidden, layer.tensors["mlp_norm"], spec.norm_eps))
+    yield mlp_in.name, x
+    gate, up = layer.leave(mlp_in, x)
+    x = layer.enter(mlp_out, F.silu(gate) * up)
+    yield mlp_out.name, x
+    yield "out", hidden + layer.leave(mlp_out, x)[0]
 
 
-def attend(spec: Spec, w: Weights, x: torch.Tensor, context: Context) -> torch.Tensor:
-    """Attention of the normed x (B, S, D), up to the input of the output linear."""
-
-    def heads(name: str) -> torch.Tensor:  # (B, H, S, K)
-        y = F.linear(x, w[name], w.get(f"{name}_bias"))
-        return y.view(*y.shape[:2], -1, spec.head_dim).transpose(1, 2)
-
-    q, k, v = heads("q"), heads("k"), heads("v")
-    if spec.qk_norm:
-        q = rms_norm(q, w["q_norm"], spec.norm_eps)
-        k = rms_norm(k, w["k_norm"], spec.norm_eps)
-    q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
-    out = F.scaled_dot_product_attention(
-        q, k, v, context.allowed, enable_gqa=spec.heads != spec.kv_heads
-    )
+def attend(spec: Spec, layer: Layer, x: torch.Tensor, context: Context) -> torch.Tensor:
+    """Attention of the normed x (B, S, D), up to what enters the output linear."""
+    q, k, v = _operands(spec, layer, x, context)
+    if layer.attention is None or layer.attention.is_float:
+        out = F.scaled_dot_product_attention(
+            q, k, v, context.allowed, enable_gqa=spec.heads != spec.kv_heads
+        )
+    else:
+        out = quantized_attention(q, k, v, context.allowed, layer.attention)
     return out.transpose(1, 2).flatten(-2)
 
 
-def run_block(spec: Spec, w: Weights, hidden: torch.Tensor, context: Context) -> torch.Tensor:
+def weighted_values(
+    spec: Spec, layer: Layer, x: torch.Tensor, context: Context
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The float factors of attention's last product: p (B, H, S, S) and v (B, kv heads, S, K)."""
+    q, k, v = _operands(spec, layer, x, context)
+    return probabilities(q, k, context.allowed), v
+
+
+def _operands(
+    spec: Spec, layer: Layer, x: torch.Tensor, context: Context
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q (B, H, S, K), k and v (B, kv heads, S, K), with positions, not yet rounded."""
+    flat = layer.leave(GROUPS[0], x)
+    q, k, v = (y.unflatten(-1, (-1, spec.head_dim)).transpose(1, 2) for y in flat)
+    if spec.qk_norm:
+        q = rms_norm(q, layer.tensors["q_norm"], spec.norm_eps)
+        k = rms_norm(k, layer.tensors["k_norm"], spec.norm_eps)
+    return rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin), v
+
+
+def run_block(spec: Spec, layer: Layer, hidden: torch.Tensor, context: Context) -> torch.Tensor:
     """The hidden state (B, S, D) after one block."""
-    *_, (_, after) = trace_block(spec, w, hidden, context)
+    *_, (_, after) = trace_block(spec, layer, hidden, context)
     return after

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from exporter.errors import UserError
 from exporter.families import Spec, model_shapes
-from exporter.model import LINEARS
+from exporter.model import GROUPS, LINEARS
 from exporter.recipes import Recipe
 from targets import Target
 
+LINEARS_OF = {group.name: group.linears for group in GROUPS}
 FLOAT_BYTES = {"fp32": 4, "fp16": 2}
 
 
@@ -33,9 +34,10 @@ def estimate(spec: Spec, recipe: Recipe, canvas: int) -> Needs:
     for key, shape in model_shapes(spec).items():
         count = shape[0] * (shape[1] if len(shape) > 1 else 1)
         name = key.rpartition(".")[2]
-        if name in LINEARS and recipe.bits is not None:
-            weights += count * (recipe.bits / 8 + 2 / recipe.group)
-            work += count * (1 + 2 / recipe.group)
+        if name in LINEARS and recipe.weights is not None:
+            bits, scales = stored_bits(recipe, key, shape[1])
+            weights += count * (bits + scales) / 8
+            work += count * (8 + scales) / 8
         elif name == "embed":
             weights += count * (1 if recipe.embed_bits == 8 else storage)
         elif name != "head":
@@ -44,6 +46,27 @@ def estimate(spec: Spec, recipe: Recipe, canvas: int) -> Needs:
     weights += head * (1 + 2 / recipe.head_group if recipe.head_bits == 8 else compute)
     rows = 4 * spec.width + 3 * spec.mlp_width + canvas * spec.heads
     return Needs(int(weights), int(work), rows * canvas * compute)
+
+
+def bits_a_weight(spec: Spec, recipe: Recipe) -> float:
+    """What a weight of the blocks' linears takes on average, scales included."""
+    if recipe.weights is None:
+        return 8.0 * FLOAT_BYTES[recipe.compute]
+    total = bits = 0.0
+    for key, shape in model_shapes(spec).items():
+        if key.rpartition(".")[2] in LINEARS:
+            total += shape[0] * shape[1]
+            bits += shape[0] * shape[1] * sum(stored_bits(recipe, key, shape[1]))
+    return bits / total
+
+
+def stored_bits(recipe: Recipe, key: str, width: int) -> tuple[float, float]:
+    """Bits of a weight of `<block>.<linear>` with `width` inputs, and its share of a scale."""
+    assert recipe.weights is not None
+    block, _, name = key.partition(".")
+    wide = any((int(block), group) in recipe.high for group, of in LINEARS_OF.items() if name in of)
+    scale = 16 if recipe.weights.levels == 1 else 8  # of two levels a whole number of one byte
+    return 8 if wide else recipe.weights.bits, scale / recipe.weights.columns(width)
 
 
 def check_fits(needs: Needs, target: Target, out: Path) -> None:

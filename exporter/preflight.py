@@ -1,11 +1,11 @@
 """Everything that a build refuses before any work: targets, prompts, outputs, sizes."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import targets
 from exporter.emit import MANIFEST, WORK
 from exporter.errors import UserError
+from exporter.prompts import Prompts
 from exporter.runtime.settings import Settings
 
 
@@ -23,12 +23,15 @@ def load_target(name: str) -> targets.Target:
     return target
 
 
-def check_lengths(prompts: Sequence[Sequence[int]], settings: Settings, canvas: int) -> None:
+def check_lengths(prompts: Prompts, settings: Settings, canvas: int) -> None:
     """Every prompt and its answer must fit into the longest canvas."""
-    longest = max(len(ids) for ids in prompts)
-    if longest + settings.gen_length > canvas:
+    own = (length or settings.gen_length for length in prompts.lengths)
+    sizes = [(len(ids), n) for ids, n in zip(prompts.calibration, own, strict=True)]
+    sizes += [(len(ids), settings.gen_length) for ids in prompts.held_out]
+    longest, answer = max(sizes, key=sum)
+    if longest + answer > canvas:
         raise UserError(
-            f"A prompt of {longest} tokens and an answer of {settings.gen_length} do not fit into "
+            f"A prompt of {longest} tokens and an answer of {answer} do not fit into "
             f"the canvas of {canvas} tokens",
             "Shorten the prompts, or lower --gen-length",
         )

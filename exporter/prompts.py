@@ -18,17 +18,25 @@ class Prompts:
     """Token ids of prompts, split so that the gate never sees what calibration saw."""
 
     calibration: tuple[tuple[int, ...], ...]
-    held_out: tuple[tuple[int, ...], ...]
+    lengths: tuple[int | None, ...]  # of each one's answer; None: as the settings say
+    held_out: tuple[tuple[int, ...], ...]  # answers are as long as the settings say
     source: str  # for the manifest
 
 
 def read_prompts(
-    checkpoint: Checkpoint, file: Path | None, calibrate: int, check: int, seed: int
+    checkpoint: Checkpoint,
+    file: Path | None,
+    calibrate: int,
+    check: int,
+    seed: int,
+    gen_length: int | None = None,
 ) -> Prompts:
-    """`calibrate` and `check` prompts from `file`, else from the reference tasks.
+    """`calibrate` and `check` prompts from `file`, else from the checkpoint's own data.
 
-    Without a tokenizer, and with no file of ids, prompts are made of random ids. Raises UserError
-    for a file that cannot be used.
+    A checkpoint folder may hold `calibration.jsonl` and `tasks/*.jsonl`, as the shipped models do;
+    for others the one-step reference's are taken. Without a tokenizer, and with no file of ids,
+    prompts are made of random ids. Where examples say how long their answers are, those for `check`
+    are of `gen_length`. Raises UserError for a file that cannot be used.
     """
     tokenizer = read_tokenizer(checkpoint.folder)
     if file is not None:
@@ -41,16 +49,33 @@ def read_prompts(
         examples = list({(e.prompt, e.ids): e for e in examples}.values())  # none is in both parts
         random.Random(seed).shuffle(examples)
         cut = min(calibrate, max(1, len(examples) - check)) if len(examples) > 1 else 1
-        parts = examples[:cut], examples[cut : cut + check] or examples[:check]
-        return _encode(checkpoint, *parts, source=file.name)
+        rest = _of_length(examples[cut:], gen_length) or _of_length(examples, gen_length)
+        return _encode(checkpoint, examples[:cut], rest[:check], source=file.name)
     if tokenizer is None:
         made = _random_ids(checkpoint, calibrate + check, seed)
-        return Prompts(tuple(made[:calibrate]), tuple(made[calibrate:]), "random ids")
-    known, unseen = calibration_examples(), held_out_examples()
+        parts = tuple(made[:calibrate]), tuple(made[calibrate:])
+        return Prompts(parts[0], (None,) * calibrate, parts[1], "random ids")
+    known, unseen, source = _own_examples(checkpoint.folder)
     draw = random.Random(seed)
     drawn = draw.sample(known, min(calibrate, len(known)))
-    held_out = draw.sample(unseen, min(check, len(unseen)))
-    return _encode(checkpoint, drawn, held_out, source="reference tasks")
+    fitting = _of_length(unseen, gen_length)
+    held_out = draw.sample(fitting, min(check, len(fitting)))
+    return _encode(checkpoint, drawn, held_out, source)
+
+
+def _own_examples(folder: Path) -> tuple[list[Example], list[Example], str]:
+    """Examples to calibrate on, held-out ones, and what they are, for a checkpoint's folder."""
+    tasks = sorted((folder / "tasks").glob("*.jsonl"))
+    if not (tasks and (folder / "calibration.jsonl").is_file()):
+        return calibration_examples(), held_out_examples(), "reference tasks"
+    held_out = [example for file in tasks for example in read_examples(file)]
+    return read_examples(folder / "calibration.jsonl"), held_out, "the checkpoint's own tasks"
+
+
+def _of_length(examples: list[Example], gen_length: int | None) -> list[Example]:
+    """Those whose answers may have `gen_length` tokens; all, if there is none."""
+    lengths = (None, gen_length)
+    return [e for e in examples if gen_length is None or e.gen_length in lengths] or examples
 
 
 def encode_examples(checkpoint: Checkpoint, examples: list[Example]) -> list[tuple[int, ...]]:
@@ -85,6 +110,7 @@ def _encode(
 ) -> Prompts:
     return Prompts(
         tuple(encode_examples(checkpoint, calibration)),
+        tuple(example.gen_length for example in calibration),
         tuple(encode_examples(checkpoint, held_out)),
         source,
     )

@@ -15,58 +15,47 @@ import torch
 from exporter.calibrate import batch_states
 from exporter.families import Spec
 from exporter.float_session import FloatModel
-from exporter.model import GROUPS, Context, make_context, run_block, trace_block
+from exporter.layer import Layer
+from exporter.model import GROUPS, Context, make_context, run_block, trace_block, weighted_values
 from exporter.progress import Progress
+from exporter.quantized_block import QuantizedBlock, load, save
 from exporter.recipes import Recipe
-from exporter.tensor_files import read_header, write_atomically, write_tensors
-from exporter.work import Work, to_json
-from passes.base import LinearGroup, Team, run
+from exporter.work import Work
+from passes.activations.attention import AttentionGrid
+from passes.activations.grid import ActivationGrid
+from passes.base import Heads, LinearGroup, LowRank, Team, run
 from passes.calibrate.states import CalibrationSet
 from passes.numerics import QuantizedLinear
+from passes.transforms.online import Transform
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """The quantized linears of all blocks, on disk."""
+    """All quantized blocks of a model, on disk."""
 
     folder: Path
     layers: int
 
-    def block(self, index: int) -> dict[str, QuantizedLinear]:
-        """The quantized linears of one block, by our names."""
-        entries = read_header(self.folder / f"block-{index:04}.safetensors")
-        linears: dict[str, QuantizedLinear] = {}
-        for name, (bits, group) in self.facts(index).linears.items():
-            codes, scales = entries[f"{name}.codes"].read(), entries[f"{name}.scales"].read()
-            linears[name] = QuantizedLinear(codes, scales.float(), bits, group)
-        return linears
+    def block(self, index: int) -> QuantizedBlock:
+        """One block as the passes left it."""
+        return load(self._file(index))
 
-    def facts(self, index: int) -> "BlockFacts":
-        """How one block was quantized."""
-        return BlockFacts(**json.loads((self.folder / f"block-{index:04}.json").read_text()))
+    def passes(self, index: int) -> list[dict[str, Any]]:
+        """What ran over one block: step and stats, in order."""
+        facts: list[dict[str, Any]]
+        facts = json.loads(self._file(index).with_suffix(".json").read_text())["passes"]
+        return facts
 
     def count(self) -> int:
         """How many blocks, from the first on, are there already."""
         return len(list(self.folder.glob("block-*.json")))
 
-    def save(
-        self, index: int, linears: dict[str, QuantizedLinear], passes: list[dict[str, Any]]
-    ) -> None:
+    def save(self, index: int, block: QuantizedBlock, passes: list[dict[str, Any]]) -> None:
         """Keep one block; the small file comes last and marks it as done."""
-        tensors = {f"{name}.codes": q.codes for name, q in linears.items()}
-        tensors |= {f"{name}.scales": q.scales.half() for name, q in linears.items()}
-        write_tensors(self.folder / f"block-{index:04}.safetensors", tensors)
-        shapes = {name: [q.bits, q.group] for name, q in linears.items()}
-        facts = to_json({"linears": shapes, "passes": passes})
-        write_atomically(self.folder / f"block-{index:04}.json", [facts])
+        save(self._file(index), block, {"passes": passes})
 
-
-@dataclass(frozen=True)
-class BlockFacts:
-    """What is kept of a quantized block beside its codes."""
-
-    linears: dict[str, tuple[int, int]]  # name -> (bits, group)
-    passes: list[dict[str, Any]]  # step, stats: as they ran
+    def _file(self, index: int) -> Path:
+        return self.folder / f"block-{index:04}"
 
 
 @dataclass
@@ -80,34 +69,93 @@ class Batch:
 
 @dataclass
 class CalibratedBlock:
-    """A block as weight passes see it (`passes.base.Block`)."""
+    """A block as passes see it (`passes.base.Block`)."""
 
     spec: Spec
     name: str
-    weights: dict[str, torch.Tensor]
+    tensors: dict[str, torch.Tensor]
     batches: Sequence[Batch]
     team: Team
     groups: Sequence[LinearGroup] = GROUPS
+    grid: AttentionGrid | None = None
     replaced: dict[str, QuantizedLinear] = field(default_factory=dict)
+    transforms: dict[str, tuple[Transform, ...]] = field(default_factory=dict)
+    activations: dict[str, ActivationGrid] = field(default_factory=dict)
+    low_rank: dict[str, LowRank] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        wanted = {group.name: group.activation for group in self.groups}
+        self.activations |= {name: grid for name, grid in wanted.items() if grid is not None}
+
+    @property
+    def heads(self) -> Heads:
+        return Heads(self.spec.heads, self.spec.kv_heads, self.spec.head_dim)
+
+    @property
+    def layer(self) -> Layer:
+        """The block as it runs now; it follows what the passes change."""
+        return Layer(self.tensors, self.transforms, self.activations, self.low_rank, self.grid)
 
     def weight(self, linear: str) -> torch.Tensor:
-        return self.weights[linear]
+        return self.tensors[linear]
+
+    def vector(self, name: str) -> torch.Tensor | None:
+        return self.tensors.get(name)
+
+    def set(self, name: str, tensor: torch.Tensor) -> None:
+        assert name not in self.replaced, f"{self.name}: {name} is quantized already"
+        assert tensor.shape == self.tensors[name].shape
+        self.tensors[name] = tensor
 
     def replace(self, linear: str, quantized: QuantizedLinear) -> None:
-        self.weights[linear] = quantized.dequantize()
+        self.tensors[linear] = quantized.dequantize()
         self.replaced[linear] = quantized
+
+    def correct(self, linear: str, correction: LowRank) -> None:
+        self.low_rank[linear] = correction
+
+    def transform(self, group: LinearGroup, step: Transform) -> None:
+        self.transforms[group.name] = (*self.transforms.get(group.name, ()), step)
+
+    def quantize_inputs(self, group: LinearGroup, grid: ActivationGrid) -> None:
+        self.activations[group.name] = grid
+
+    def attention(self) -> AttentionGrid | None:
+        return self.grid
+
+    def quantize_attention(self, grid: AttentionGrid) -> None:
+        self.grid = grid
 
     def inputs(self, group: LinearGroup) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for batch in self.batches:
-            for name, x in trace_block(self.spec, self.weights, batch.hidden, batch.context):
-                if name == group.name:
-                    yield x.flatten(0, 1), batch.weights
-                    break
+            yield self._trace(batch, group.name).flatten(0, 1), batch.weights
+
+    def operands(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        for batch in self.batches:
+            x = self._trace(batch, GROUPS[0].name)
+            p, v = weighted_values(self.spec, self.layer, x, batch.context)
+            yield p, v, batch.weights.view(batch.hidden.shape[:2])
+
+    def outputs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for batch in self.batches:
+            yield self._trace(batch, "out").flatten(0, 1), batch.weights
+
+    def _trace(self, batch: Batch, name: str) -> torch.Tensor:
+        """What enters the group `name`, or leaves the block as "out"."""
+        steps = trace_block(self.spec, self.layer, batch.hidden, batch.context)
+        return next(x for found, x in steps if found == name)
 
     def advance(self) -> None:
         """Replace the hidden states by what this block makes of them."""
         for batch in self.batches:
-            batch.hidden = run_block(self.spec, self.weights, batch.hidden, batch.context)
+            batch.hidden = run_block(self.spec, self.layer, batch.hidden, batch.context)
+
+    def result(self) -> QuantizedBlock:
+        """What the passes made of the block."""
+        floats = {n: tensor for n, tensor in self.tensors.items() if n not in self.replaced}
+        return QuantizedBlock(
+            floats, self.replaced, self.transforms, self.activations, self.low_rank, self.grid
+        )
 
 
 @torch.no_grad()
@@ -120,48 +168,77 @@ def quantize(
     work: Work,
     progress: Progress,
 ) -> Quantized | None:
-    """Run the recipe's passes over every block; None when it has none."""
+    """Run the recipe's passes over every block of `model`; None when it has none.
+
+    `model` is seen through the recipe's rotation, if there is one.
+    """
     if not recipe.blocks:
         return None
-    checkpoint, layers = model.checkpoint, model.spec.layers
+    layers = model.spec.layers
     seen = None if calibration is None else (calibration.provenance, recipe.draw, recipe.weigh)
-    quantized = Quantized(work.stage("quantize", digest_of_weights, seen, recipe.blocks), layers)
+    made = (recipe.blocks, recipe.weights, recipe.activation, recipe.attention, recipe.rotation)
+    stage = work.stage("quantize", digest_of_weights, seen, made, sorted(recipe.high))
+    quantized = Quantized(stage, layers)
     finished = min(team.collect(quantized.count()))
-    batches = _batches(model, calibration, team) if finished < layers else []
+    batches = make_batches(model, calibration, team) if finished < layers else []
     with progress.stage("quantize", layers) as step:
         for index in range(layers if finished < layers else 0):
-            weights = checkpoint.block(index, model.device)
-            block = CalibratedBlock(model.spec, f"block {index}", weights, batches, team)
             if index < finished:
-                for name, linear in quantized.block(index).items():
-                    block.replace(name, _to(linear, model.device))
+                layer = quantized.block(index).to(model.device).layer()
+                _advance(model, layer, batches)
             else:
+                block = open_block(model, index, batches, recipe, team)
                 _run_passes(quantized, index, block, recipe)
-            if index < layers - 1:
-                block.advance()
+                if index < layers - 1:
+                    block.advance()
             step()
     return quantized
 
 
+def open_block(
+    model: FloatModel, index: int, batches: Sequence[Batch], recipe: Recipe, team: Team
+) -> CalibratedBlock:
+    """One block of the float model, with the grids that the recipe wants it on."""
+    tensors = model.checkpoint.block(index, model.device)
+    groups = tuple(recipe.on_grids(index, group) for group in GROUPS)
+    return CalibratedBlock(
+        model.spec, f"block {index}", tensors, batches, team, groups, recipe.attention
+    )
+
+
 def _run_passes(quantized: Quantized, index: int, block: CalibratedBlock, recipe: Recipe) -> None:
     records = run(recipe.blocks, block, check_block)
+    check_done(block)
     if block.team.rank != 0:
         return
-    linears = {name: _to(q, "cpu") for name, q in block.replaced.items()}
     # seconds differ from run to run, and bundles must not
     facts = [{"step": record.step, "stats": record.stats} for record in records]
-    quantized.save(index, linears, facts)
+    quantized.save(index, block.result().to("cpu"), facts)
 
 
 def check_block(block: CalibratedBlock) -> None:
-    """Invariants after each pass: every linear is quantized, finite and of its old shape."""
-    for name in (linear for group in block.groups for linear in group.linears):
-        assert name in block.replaced, f"{block.name}: {name} was not quantized"
-        assert block.replaced[name].codes.shape == block.weights[name].shape
-        assert bool(torch.isfinite(block.weights[name]).all()), f"{block.name}: {name}"
+    """Invariants after each pass: every tensor is finite, every code matrix of its old shape."""
+    for name, tensor in block.tensors.items():
+        assert bool(torch.isfinite(tensor).all()), f"{block.name}: {name} is not finite"
+    for name, linear in block.replaced.items():
+        assert linear.codes.shape == block.tensors[name].shape, f"{block.name}: {name}"
 
 
-def _batches(model: FloatModel, calibration: CalibrationSet | None, team: Team) -> list[Batch]:
+def check_done(block: CalibratedBlock) -> None:
+    """Invariants after the last pass: everything that has a grid is on it."""
+    for group in block.groups:
+        for name in group.linears if group.grid is not None else ():
+            assert name in block.replaced, f"{block.name}: {name} was not quantized"
+        activation = block.activations.get(group.name)
+        assert activation is None or activation.ready, f"{block.name}: {group.name} has no scale"
+
+
+def _advance(model: FloatModel, layer: Layer, batches: Sequence[Batch]) -> None:
+    for batch in batches:
+        batch.hidden = run_block(model.spec, layer, batch.hidden, batch.context)
+
+
+def make_batches(model: FloatModel, calibration: CalibrationSet | None, team: Team) -> list[Batch]:
     """This process's share of the calibration states, embedded, grouped by length."""
     batches: list[Batch] = []
     if calibration is None:
@@ -173,9 +250,3 @@ def _batches(model: FloatModel, calibration: CalibrationSet | None, team: Team) 
         hidden = model.embed(torch.stack([state.ids for state in states]))
         batches.append(Batch(hidden, make_context(model.spec, valid), weights))
     return batches
-
-
-def _to(linear: QuantizedLinear, device: str) -> QuantizedLinear:
-    return QuantizedLinear(
-        linear.codes.to(device), linear.scales.to(device), linear.bits, linear.group
-    )

@@ -1,32 +1,43 @@
-"""Recipes: from a name such as `w4a16-dllmquant` to the passes that run, in order.
+"""Recipes: from a name such as `w4a4-quarot+tmas+cgq` to the passes that run, in order.
 
-A name is `<bits>[-<method>]`. Passes see plain settings, never a target.
+A name is `<bits>[-<method>][+<component> ...]`. Passes see plain settings, never a target.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from exporter.errors import UserError
 from exporter.families import Spec
-from passes.base import Block, Pass
-from passes.calibrate.cgq import Cgq, VisibleScore
+from exporter.quant_options import QuantOptions
+from passes.activations.attention import FLOAT, AttentionGrid
+from passes.activations.grid import ActivationGrid, Granularity
+from passes.activations.ia_aq import IaAq
+from passes.activations.static import StaticScales
+from passes.base import Block, LinearGroup, Pass
+from passes.calibrate.cgq import Cgq
+from passes.calibrate.clean import Clean
+from passes.calibrate.mcs import Mcs
 from passes.calibrate.tmas import Tmas
 from passes.calibrate.uniform import Uniform
+from passes.numerics import WeightGrid
+from passes.transforms.awq import Awq
+from passes.transforms.duquant import DuQuant
+from passes.transforms.omniquant import OmniQuant
+from passes.transforms.quarot import (
+    ResidualRotation,
+    RotateDown,
+    RotateHeads,
+    RotateQueriesKeys,
+)
+from passes.transforms.smooth import SmoothQuant
 from passes.weights.gptq import Gptq
+from passes.weights.lorc import Lorc
+from passes.weights.quantease import QuantEase
 from passes.weights.rtn import Rtn
 
 Storage = Literal["fp32", "fp16"]
-METHODS = {
-    "dllmquant": "GPTQ on states drawn by TMAS, tokens weighed by CGQ (the default)",
-    "gptq": "GPTQ on states drawn evenly from the trajectory, all tokens equal",
-    "rtn": "round to nearest, no calibration",
-}
-BITS = {
-    "fp32": "float weights and arithmetic, the reference",
-    "fp16": "weights and activations in fp16, norms and reductions in fp32",
-    "w4a16": "4-bit weights in groups, float activations, 8-bit head",
-    "w8a16": "8-bit weights in groups, float activations, 8-bit head",
-}
+Draw = Tmas | Uniform | Mcs | Clean
 GROUPS = (128, 64, 32)  # inputs a scale, best first: fewer scales are smaller and faster
 
 
@@ -39,19 +50,66 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class QuantOptions:
-    """What a user can set about quantization."""
+class Precision:
+    """How wide everything in the blocks is; 16 is float."""
 
-    group: int | None = None  # None: the largest of GROUPS that divides every linear
-    act_order: bool = False
-    damping: float = 0.01
-    clip: bool = False
-    samples: int = 128
-    bins: Literal["mask-ratio", "trajectory"] = "mask-ratio"
-    visible_score: VisibleScore = "model"
-    head_bits: Literal[8, 16] = 8
-    embed_bits: Literal[8, 16] = 16
-    seed: int = 0
+    title: str
+    limits: Limits
+    weights: int = FLOAT
+    activations: int = FLOAT
+    operands: tuple[int, int, int, int] = (FLOAT,) * 4  # of attention: q, k, v, p
+    default: str = "gptq+tmas+cgq"  # what the method `dllmquant` stands for
+
+
+BITS: Mapping[str, Precision] = {
+    "fp32": Precision("float weights and arithmetic, the reference", Limits(1e-4, 1e-4)),
+    "fp16": Precision(
+        "weights and activations in fp16, norms and reductions in fp32", Limits(2e-3, 2e-3)
+    ),
+    "w8a16": Precision(
+        "8-bit weights in groups, float activations, 8-bit head", Limits(5e-3, 5e-3), weights=8
+    ),
+    "w4a16": Precision(
+        "4-bit weights in groups, float activations, 8-bit head", Limits(0.03, 0.1), weights=4
+    ),
+    "w8a8": Precision(
+        "8-bit weights a channel, 8-bit activations a token, 8-bit attention operands",
+        Limits(0.02, 0.05), 8, 8, (8, 8, 8, 8), "quarot+tmas+cgq+iaaq",
+    ),
+    "w4a8": Precision(
+        "4-bit weights in groups on 8-bit channels, 8-bit activations a token, 8-bit attention",
+        Limits(0.04, 0.15), 4, 8, (8, 8, 8, 8), "quarot+tmas+cgq+iaaq",
+    ),
+    "w4a4": Precision(
+        "4-bit weights and activations in groups, 4-bit values, 8-bit q, k and p",
+        Limits(0.15, 0.6), 4, 4, (8, 8, 4, 8), "quarot+tmas+cgq+iaaq",
+    ),
+}  # fmt: skip
+METHODS = {
+    "dllmquant": "what DLLMQuant is on these bits, see below (the default)",
+    "rtn": "round to nearest",
+    "gptq": "rounding errors made up for by later columns",
+    "quantease": "coordinate descent on the objective of GPTQ",
+    "lorc": "GPTQ, and a low-rank correction of what is left",
+    "awq": "scales and clipping that protect channels of large input",
+    "smoothquant": "activation outliers moved into the weights",
+    "omniquant": "learned scales and clipping",
+    "quarot": "Hadamard rotations, then GPTQ",
+    "duquant": "smoothing, learned block rotations and a zig-zag permutation",
+}
+ROUND_INPUTS = ("smoothquant", "duquant")  # methods that do nothing where inputs stay float
+COMPONENTS = {
+    "tmas": "calibrate on states of all phases of decoding (without: drawn evenly)",
+    "mcs": "calibrate on finished answers, masked anew at even ratios, without a roll-out's states",
+    "clean": "calibrate on finished answers, nothing masked",
+    "cgq": "weigh calibration tokens by mask state and certainty",
+    "iaaq": "choose the scales of values by what attention makes of them",
+    "token": "activations have a scale a token",
+    "group": "activations have a scale a token and group of channels",
+    "tensor": "activations have one calibrated scale",
+}
+STATES = ("tmas", "mcs", "clean")  # components that say where calibration states come from
+SCALES: tuple[Granularity, ...] = ("token", "group", "tensor")  # those for activations
 
 
 @dataclass(frozen=True)
@@ -61,65 +119,252 @@ class Recipe:
     name: str
     compute: Storage  # type of activations and of the arithmetic
     storage: Storage  # of embeddings that stay float
-    bits: int | None = None  # of the linears in the blocks; None: float
-    group: int = 0  # inputs of those that share a scale
-    head_bits: Literal[8, 16] = 16  # 16: float, as `compute`
-    embed_bits: Literal[8, 16] = 16
+    weights: WeightGrid | None = None  # of the linears in the blocks; None: float
+    activation: ActivationGrid | None = None  # of their inputs; None: float
+    attention: AttentionGrid | None = None  # None: float
+    high: frozenset[tuple[int, str]] = frozenset()  # (block, group) on 8-bit weights all the same
+    mean_bits: float | None = None  # budget of mixed precision: see allocate.py
+    budget: float | None = None
+    head_bits: int = 16  # 8, or 16: float, as `compute`
+    embed_bits: int = 16
     head_group: int = 0
-    draw: Tmas | Uniform | None = None  # which states of the trajectory
+    rotation: ResidualRotation | None = None  # of the residual stream, before all passes
+    draw: Draw | None = None  # which states of the trajectory
     weigh: Cgq | None = None  # what each token weighs
     blocks: tuple[Pass[Block], ...] = ()  # run over every block, in order
     limits: Limits = Limits(1e-4, 1e-4)
 
+    def on_grids(self, block: int, group: LinearGroup) -> LinearGroup:
+        """`group` of the given block, with the grids that its weights and inputs go on."""
+        grid = self.weights
+        if grid is not None and (block, group.name) in self.high:
+            grid = replace(grid, bits=8, levels=1)
+            if self.weights is not None and self.weights.levels == 2:
+                grid = replace(grid, group=None)  # integers are summed over whole rows
+        return replace(group, grid=grid, activation=self.activation)
+
 
 def names() -> list[str]:
-    """Every recipe name, the short ones first."""
+    """Every recipe name without components, the short ones first."""
     quantized = [bits for bits in BITS if bits.startswith("w")]
-    return [*BITS, *(f"{bits}-{method}" for bits in quantized for method in METHODS)]
+    pairs = ((bits, method) for bits in quantized for method in METHODS if _fits(bits, method))
+    return [*BITS, *(f"{bits}-{method}" for bits, method in pairs)]
+
+
+def _fits(bits: str, method: str) -> bool:
+    return BITS[bits].activations != FLOAT or method not in ROUND_INPUTS
 
 
 def make_recipe(name: str, spec: Spec, options: QuantOptions, compute: Storage) -> Recipe:
     """The recipe `name` for a model of `spec`; `compute` is what float arithmetic is fast in.
 
-    Raises UserError on an unknown name or a group that does not fit.
+    Raises UserError on an unknown name or settings that do not fit.
     """
-    if name not in names():
-        raise UserError(f"Unknown recipe `{name}`", f"Known: {', '.join(names())}")
-    bits, _, method = name.partition("-")
-    if bits == "fp32":
-        return Recipe(name, "fp32", "fp32")
-    if bits == "fp16":
-        return Recipe(name, "fp16", "fp16", limits=Limits(2e-3, 2e-3))
-    method = method or "dllmquant"
-    width, group = int(bits[1]), _group(spec, options.group)
-    solve: Rtn | Gptq = Gptq(
-        width, group, act_order=options.act_order, damping=options.damping, clip=options.clip
-    )
-    draw: Tmas | Uniform | None = Tmas(options.samples, bins=options.bins, seed=options.seed)
-    weigh: Cgq | None = Cgq(visible_score=options.visible_score)
-    if method == "gptq":
-        draw, weigh = Uniform(options.samples, options.seed), None
-    if method == "rtn":
-        solve, draw, weigh = Rtn(width, group, options.clip), None, None
+    bits, method, components = parse(name)
+    precision = BITS[bits]
+    options = _with_scales(name, components, options)
+    for what, width in (("head", options.head_bits), ("embed", options.embed_bits)):
+        if width not in (8, 16):
+            raise UserError(
+                f"--{what}-bits {width} is not possible", f"Use --{what}-bits 8 or --{what}-bits 16"
+            )
+    if bits in ("fp32", "fp16"):
+        storage: Storage = "fp32" if bits == "fp32" else "fp16"
+        return Recipe(bits, storage, storage, limits=precision.limits)
+    activation = _activation(spec, precision, options)
+    attention = _attention(precision, options)
+    passes = _passes(method, components, activation, attention, options)
+    _check_budgets(precision, options)
+    mixed = options.mean_bits is not None or options.budget is not None
+    calibrated = method != "rtn" or len(passes) > 1 or mixed
+    draw = _draw(components, options) if calibrated else None
     return Recipe(
-        name=f"{bits}-{method}",
+        name=name if "-" in name else f"{name}-dllmquant",
         compute=compute,
         storage="fp16",
-        bits=width,
-        group=group,
+        weights=_weights(spec, precision, activation, options),
+        activation=activation,
+        attention=attention,
+        mean_bits=options.mean_bits,
+        budget=options.budget,
         head_bits=options.head_bits,
         embed_bits=options.embed_bits,
         head_group=_divisor(spec.width),
+        rotation=_rotation(method, spec, options),
         draw=draw,
-        weigh=weigh,
-        blocks=(solve,),
-        limits=Limits(0.03, 0.1) if width == 4 else Limits(5e-3, 5e-3),
+        weigh=Cgq(visible_score=options.visible_score) if "cgq" in components else None,
+        blocks=passes,
+        limits=precision.limits,
     )
+
+
+def parse(name: str) -> tuple[str, str, tuple[str, ...]]:
+    """Bits, method and components of a recipe's name, `dllmquant` spelled out. Or UserError."""
+    head, *components = name.split("+")
+    bits, _, method = head.partition("-")
+    if bits not in BITS:
+        raise UserError(f"Unknown recipe `{name}`", f"Bits that are known: {', '.join(BITS)}")
+    if bits.startswith("fp") and name != bits:
+        raise UserError(f"Unknown recipe `{name}`: floats take no method", f"Use {bits}")
+    method = method or "dllmquant"
+    if method not in METHODS:
+        raise UserError(f"Unknown recipe `{name}`", f"Methods: {', '.join(METHODS)}")
+    if not _fits(bits, method):
+        raise UserError(
+            f"Recipe `{name}`: {method} helps to round activations, which stay float here",
+            "Use w8a8, w4a8 or w4a4 with it, or another method",
+        )
+    if method == "dllmquant":
+        method, *own = BITS[bits].default.split("+")
+        components = [*own, *(c for c in components if c not in own)]
+    unknown = [c for c in components if c not in COMPONENTS]
+    if unknown:
+        raise UserError(
+            f"Unknown component `{unknown[0]}` in recipe `{name}`",
+            f"Components: {', '.join(COMPONENTS)}",
+        )
+    for kind, what in ((STATES, "place for calibration states"), (SCALES, "kind of scales")):
+        if len([c for c in components if c in kind]) > 1:
+            raise UserError(
+                f"Recipe `{name}` has more than one {what}", f"Name one of {', '.join(kind)}"
+            )
+    return bits, method, tuple(c for c in COMPONENTS if c in components)
+
+
+def _with_scales(name: str, components: tuple[str, ...], options: QuantOptions) -> QuantOptions:
+    """The options, with the scales of activations that the recipe's name asks for."""
+    for kind in SCALES:
+        if kind in components:
+            if options.activation not in (None, kind):
+                raise UserError(
+                    f"Recipe `{name}` with --activation {options.activation}", "Give one of both"
+                )
+            return replace(options, activation=kind)
+    return options
+
+
+def _passes(
+    method: str,
+    components: tuple[str, ...],
+    activation: ActivationGrid | None,
+    attention: AttentionGrid | None,
+    options: QuantOptions,
+) -> tuple[Pass[Block], ...]:
+    """Function-preserving transforms, then grids of activations, then weights."""
+    gptq = Gptq(act_order=options.act_order, damping=options.damping)
+    seed = options.rotation_seed
+    transforms: Mapping[str, tuple[Pass[Block], ...]] = {
+        "awq": (Awq(),),
+        "smoothquant": (SmoothQuant(),),
+        "quarot": (RotateHeads(), RotateDown(), RotateQueriesKeys()),
+        "duquant": (SmoothQuant(), DuQuant(seed=seed)),  # smoothing first, as its authors do
+    }
+    solvers: Mapping[str, Pass[Block]] = {
+        "gptq": gptq,
+        "quarot": gptq,
+        "quantease": QuantEase(damping=options.damping),
+        "lorc": Lorc(gptq, options.rank),
+        "omniquant": OmniQuant(),
+    }
+    grids: list[Pass[Block]] = []
+    if activation is not None and activation.granularity == "tensor":
+        grids.append(StaticScales())
+    if attention is not None and attention.v_bits != FLOAT:
+        grids.append(IaAq(options.alphas if "iaaq" in components else "minmax"))
+    elif "iaaq" in components:
+        raise UserError(
+            "Component `iaaq` chooses the scales of values, which stay float here",
+            "Give --v-bits 8 or 4, or a recipe with quantized attention, such as w4a8",
+        )
+    # grids see the channels that run, so they come behind the transforms
+    return (*transforms.get(method, ()), *grids, solvers.get(method, Rtn()))
+
+
+def _check_budgets(precision: Precision, options: QuantOptions) -> None:
+    mean_bits, budget = options.mean_bits, options.budget
+    if mean_bits is None and budget is None:
+        return
+    if mean_bits is not None and budget is not None:
+        raise UserError(
+            f"Mixed precision within {mean_bits} bits and within {budget} nats",
+            "Give one of --mean-bits and --budget",
+        )
+    if precision.weights != 4:
+        raise UserError(
+            f"Mixed precision is between 4 and 8 bits, the recipe has {precision.weights}",
+            "Use w4a16, w4a8 or w4a4 with it",
+        )
+
+
+def _rotation(method: str, spec: Spec, options: QuantOptions) -> ResidualRotation | None:
+    return ResidualRotation(spec.width, options.rotation_seed) if method == "quarot" else None
+
+
+def _draw(components: tuple[str, ...], options: QuantOptions) -> Draw:
+    if "tmas" in components:
+        return Tmas(options.samples, bins=options.bins, seed=options.seed)
+    if "mcs" in components:
+        return Mcs(options.samples, seed=options.seed)
+    if "clean" in components:
+        return Clean(options.samples, seed=options.seed)
+    return Uniform(options.samples, options.seed)
+
+
+def _weights(
+    spec: Spec, precision: Precision, activation: ActivationGrid | None, options: QuantOptions
+) -> WeightGrid:
+    """Groups where activations are float or grouped too, else what integers are summed over."""
+    group = _group(spec, options.group)
+    if activation is None or activation.granularity == "group":
+        return WeightGrid(precision.weights, group, clip=bool(options.clip))
+    clip = options.clip is not False
+    if precision.weights == 8:
+        return WeightGrid(8, None, clip=clip)
+    return WeightGrid(precision.weights, group, levels=2, clip=clip)
+
+
+def _activation(spec: Spec, precision: Precision, options: QuantOptions) -> ActivationGrid | None:
+    if precision.activations == FLOAT:
+        if options.activation is not None:
+            raise UserError(
+                f"--activation {options.activation} with activations that stay float",
+                "Use a recipe such as w8a8, w4a8 or w4a4",
+            )
+        return None
+    kind = options.activation or ("group" if precision.activations == 4 else "token")
+    if kind != "group":
+        return ActivationGrid(precision.activations, kind)
+    group = _group(spec, options.group)
+    ragged = [width for width in _inputs(spec) if width % group]
+    if ragged:
+        raise UserError(
+            f"Activations in groups of {group} do not divide {ragged[0]} channels",
+            "Use --activation token",
+        )
+    return ActivationGrid(precision.activations, "group", group)
+
+
+def _attention(precision: Precision, options: QuantOptions) -> AttentionGrid | None:
+    asked = (options.q_bits, options.k_bits, options.v_bits, options.p_bits)
+    bits = [
+        own if given is None else given
+        for own, given in zip(precision.operands, asked, strict=True)
+    ]
+    for name, width in zip("qkvp", bits, strict=True):
+        if width not in (4, 8, FLOAT):
+            raise UserError(f"--{name}-bits {width} is not possible", "Use 4, 8 or 16 (float)")
+    q, k, v, p = bits
+    grid = AttentionGrid(q, k, v, p, p_scale=options.p_scale)
+    return None if grid.is_float else grid
+
+
+def _inputs(spec: Spec) -> list[int]:
+    return sorted({spec.width, spec.heads * spec.head_dim, spec.mlp_width})
 
 
 def _group(spec: Spec, wanted: int | None) -> int:
     """Inputs that share a scale: `wanted`, or the largest usual group that fits all linears."""
-    inputs = sorted({spec.width, spec.heads * spec.head_dim, spec.mlp_width})
+    inputs = _inputs(spec)
     fitting = [g for g in GROUPS if all(width % g == 0 for width in inputs)]
     if wanted is None:
         return fitting[0] if fitting else GROUPS[-1]  # the last group of a linear is then shorter

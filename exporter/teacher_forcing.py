@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from exporter.agreement import divergence, give_up, log_probabilities
-from exporter.runtime.bundle import read_bundle
-from exporter.runtime.session import Bools, Floats, Ints
+from exporter.runtime.bundle import ModelFacts, read_bundle
+from exporter.runtime.session import Bools, Floats, Ints, Session
 from exporter.runtime.session_ort import open_session
 from exporter.trajectory import TOP, Reference
 
@@ -23,14 +23,21 @@ LOGITS_AT_ONCE = 1 << 21  # of one call of the bundle; about ten arrays of this 
 
 
 def predict(bundle: Path, provider: str) -> tuple[Bools, Floats, Floats]:
-    """Agreement, regret and KL divergence, (N,) each, at the committed positions."""
+    """Agreement, regret and KL divergence, (N,) each, of a bundle with what it carries."""
     reference = Reference.load(bundle / "gate.safetensors")
     opened = read_bundle(bundle)
     session = open_session(opened, guided=False, wanted=TOP, provider=provider)
-    bias = np.zeros((2, len(opened.model.special_ids)), np.float32)
+    return compare(session, opened.model, reference)
+
+
+def compare(
+    session: Session, model: ModelFacts, reference: Reference
+) -> tuple[Bools, Floats, Floats]:
+    """Agreement, regret and KL divergence, (N,) each, at the committed positions."""
+    bias = np.zeros((2, len(model.special_ids)), np.float32)
     agrees = np.zeros(len(reference.commits), np.bool_)
     regret, kl = np.zeros(len(agrees)), np.zeros(len(agrees))
-    for which in _together(reference, opened.model.vocab_size):
+    for which in _together(reference, model.vocab_size):
         call = reference.commits[which[0], 0]
         rows, positions = reference.commits[which, 1], reference.commits[which, 2]
         fed, row_at = np.unique(rows, return_inverse=True)

@@ -5,6 +5,7 @@ device that has never seen the checkpoint.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from exporter.runtime.session import Floats, Ints
 
 TOP = frozenset({"id1", "l1", "rest", "topk_ids", "topk_logits"})
+BINS = 4  # of the mask ratio
 DTYPES = {"I64": np.int64, "F64": np.float64}
 
 
@@ -48,3 +50,32 @@ class Reference:
             array = np.frombuffer(data[first:last], DTYPES[entry["dtype"]])
             arrays[name] = array.reshape(entry["shape"])
         return cls(**{**arrays, "prompt_length": int(arrays["prompt_length"])})
+
+    def bins(self) -> Ints:
+        """The bin (N,) of each commit by the mask ratio of its state: 0 = all masked … BINS − 1."""
+        generated = self.canvases[:, :, self.prompt_length :]
+        blank = generated[0, 0, 0]  # the first canvas is all masks
+        ratios = (generated == blank).mean(-1)[self.commits[:, 0], self.commits[:, 1]]
+        return np.asarray(np.minimum(BINS * (1 - ratios), BINS - 1), np.int64)
+
+    def first_differences(self, traces: Sequence[Sequence[Sequence[int]]]) -> list[float]:
+        """For each prompt its first call that commits otherwise, as share of its calls; 1: none.
+
+        A trace holds [call, position, id], positions without padding. Calls are numbered for each
+        prompt on its own, by those that commit something: how many a prompt waits through depends
+        on what it is decoded together with.
+        """
+        firsts: list[float] = []
+        for row, trace in enumerate(traces):
+            pad = int((self.key_mask[row] == 0).sum())
+            ours = _numbered([(call, at + pad, token) for call, at, token in trace])
+            theirs = _numbered(self.commits[self.commits[:, 1] == row][:, [0, 2, 3]].tolist())
+            last = max(call for call, _, _ in theirs) + 1
+            firsts.append(min((commit[0] for commit in theirs - ours), default=last) / last)
+        return firsts
+
+
+def _numbered(commits: Sequence[Sequence[int]]) -> set[tuple[int, int, int]]:
+    """(call, position, id) with the calls that occur counted from 0."""
+    calls = {call: n for n, call in enumerate(sorted({commit[0] for commit in commits}))}
+    return {(calls[call], position, token) for call, position, token in commits}

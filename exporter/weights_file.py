@@ -10,8 +10,19 @@ import onnx_ir as ir
 import torch
 
 from exporter.errors import UserError
+from passes.activations.attention import AttentionGrid
+from passes.activations.grid import ActivationGrid
 
 ALIGNMENT = 4096  # bytes; a page, so that a runtime can map single tensors
+
+
+@dataclass(frozen=True)
+class BlockForm:
+    """How a block's activations are turned and rounded; the tensors for it are in the file."""
+
+    transforms: dict[str, list[str]] = field(default_factory=dict)  # by group: tensor prefixes
+    activations: dict[str, ActivationGrid] = field(default_factory=dict)  # by group
+    attention: AttentionGrid | None = None
 
 
 @dataclass(frozen=True)
@@ -20,6 +31,7 @@ class Stored:
 
     tensors: dict[str, ir.ExternalTensor] = field(default_factory=dict)
     groups: dict[str, int] = field(default_factory=dict)  # quantized linear -> inputs a scale
+    blocks: list[BlockForm] = field(default_factory=list)
 
 
 class WeightsFile:
@@ -73,16 +85,17 @@ class WeightsFile:
 
 
 def as_bytes(name: str, tensor: torch.Tensor, dtype: ir.DataType) -> bytes:
-    """`tensor` as fp32, fp16 or int8 bytes. Raises UserError when fp16 would overflow."""
+    """`tensor` as bytes of the type. Raises UserError when fp16 would overflow."""
     return as_type(name, tensor, dtype).contiguous().numpy().tobytes()
 
 
 def as_type(name: str, tensor: torch.Tensor, dtype: ir.DataType) -> torch.Tensor:
-    """`tensor` in fp32, fp16 or int8. Raises UserError when fp16 would overflow."""
+    """`tensor` in fp32, fp16, int8 or int64. Raises UserError when fp16 would overflow."""
     kinds = {
         ir.DataType.FLOAT: torch.float32,
         ir.DataType.FLOAT16: torch.float16,
         ir.DataType.INT8: torch.int8,
+        ir.DataType.INT64: torch.int64,
     }
     out = tensor.to(kinds[dtype])
     if dtype == ir.DataType.FLOAT16 and not bool(torch.isfinite(out).all()):

@@ -8,7 +8,10 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from passes.numerics import QuantizedLinear
+from passes.activations.attention import AttentionGrid
+from passes.activations.grid import ActivationGrid
+from passes.numerics import QuantizedLinear, WeightGrid
+from passes.transforms.online import Transform
 
 Stats = dict[str, float]  # what a pass reports, written to the manifest
 M = TypeVar("M")
@@ -62,6 +65,26 @@ class LinearGroup:
 
     name: str
     linears: tuple[str, ...]
+    source: str = ""  # what makes the input, channel by channel: a norm or another linear
+    grid: WeightGrid | None = None  # of the weights; None: they stay float
+    activation: ActivationGrid | None = None  # of the input; None: it stays float
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How attention is divided; query head h reads key and value head `h * kv_heads // heads`."""
+
+    heads: int
+    kv_heads: int
+    width: int  # channels of a head
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """A correction beside a quantized weight, `left @ right`, computed from the float input."""
+
+    left: Tensor  # (out, rank) fp32, float16 values
+    right: Tensor  # (rank, in) fp32, float16 values
 
 
 class Team(Protocol):
@@ -104,7 +127,7 @@ def share(count: int, team: Team) -> slice:
 
 
 class Block(Protocol):
-    """One block of a model, as weight passes see it.
+    """One block of a model, as passes see it.
 
     A pass takes the groups in order: it quantizes one, replaces its linears, and goes on. So later
     groups see the inputs that the quantized earlier ones produce.
@@ -117,7 +140,12 @@ class Block(Protocol):
 
     @property
     def groups(self) -> Sequence[LinearGroup]:
-        """All linears to quantize, in execution order."""
+        """All groups of linears, in execution order, with the grids they are to be put on."""
+        ...
+
+    @property
+    def heads(self) -> Heads:
+        """How the attention of this block is divided."""
         ...
 
     @property
@@ -126,16 +154,56 @@ class Block(Protocol):
         ...
 
     def weight(self, linear: str) -> Tensor:
-        """The weight (out, in) in fp32. A pass does not write to it."""
+        """The weight (out, in) in fp32, as it runs now. A pass does not write to it."""
+        ...
+
+    def vector(self, name: str) -> Tensor | None:
+        """A norm's gain or a linear's bias (`<linear>_bias`), fp32; None where there is none."""
+        ...
+
+    def set(self, name: str, tensor: Tensor) -> None:
+        """From now on the block runs with another float weight, gain or bias of the same shape."""
         ...
 
     def replace(self, linear: str, quantized: QuantizedLinear) -> None:
         """From now on the block runs with the de-quantized weight."""
         ...
 
+    def correct(self, linear: str, correction: LowRank) -> None:
+        """From now on the block adds a low-rank correction to the linear's output."""
+        ...
+
+    def transform(self, group: LinearGroup, step: Transform) -> None:
+        """From now on the input of a group goes through `step`, behind those already there.
+
+        The weights stay as they are: the pass turns them too.
+        """
+        ...
+
+    def quantize_inputs(self, group: LinearGroup, grid: ActivationGrid) -> None:
+        """From now on the input of a group is rounded to `grid`."""
+        ...
+
+    def attention(self) -> AttentionGrid | None:
+        """The grids of the attention operands; None: all float."""
+        ...
+
+    def quantize_attention(self, grid: AttentionGrid) -> None:
+        """From now on attention runs on these grids."""
+        ...
+
     def inputs(self, group: LinearGroup) -> Iterator[tuple[Tensor, Tensor]]:
         """Calibration inputs of a group, with what was replaced so far.
 
-        Batches of x (T, in) fp32 and token weights w (T,) fp32; padding has weight 0.
+        Batches of x (T, in) fp32, transformed but not rounded, and token weights w (T,) fp32;
+        padding has weight 0.
+        """
+        ...
+
+    def operands(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Calibration operands of P V: p (B, heads, S, S), v (B, kv heads, S, K), w (B, S), fp32.
+
+        p are the float softmax outputs, w the token weights of the queries; padded keys have
+        p = 0 and padded queries w = 0.
         """
         ...

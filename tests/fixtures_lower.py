@@ -19,13 +19,16 @@ from exporter.lower import write_graphs, write_weights
 from exporter.model import LINEARS
 from exporter.progress import Progress
 from exporter.prompts import used_vocabulary
+from exporter.quant_options import QuantOptions
 from exporter.quantize import Quantized
-from exporter.recipes import QuantOptions, Recipe, Storage, make_recipe
+from exporter.quantized_block import QuantizedBlock
+from exporter.recipes import Recipe, Storage, make_recipe
 from exporter.runtime.bundle import Bundle, Graph, RuntimeFacts
 from exporter.runtime.session import Array, Bools, Ints
 from exporter.runtime.session_ort import OrtSession, open_session
 from exporter.runtime.settings import Settings
 from exporter.weights_file import Stored
+from passes.numerics import WeightGrid
 from passes.weights.rtn import round_to_nearest
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -167,11 +170,12 @@ def lower(
     spec = checkpoint.spec
     recipe = make_recipe(recipe_name, spec, options or QuantOptions(), compute)
     quantized = None
-    if recipe.bits is not None:
+    if recipe.weights is not None:
+        (folder / "work").mkdir(parents=True)
         quantized = Quantized(folder / "work", spec.layers)
         for index, block in enumerate(checkpoint.block(i) for i in range(spec.layers)):
-            rounded = {n: round_to_nearest(block[n], recipe.bits, recipe.group) for n in LINEARS}
-            quantized.save(index, rounded, [])
+            rounded = {n: round_to_nearest(block.pop(n), recipe.weights) for n in LINEARS}
+            quantized.save(index, QuantizedBlock(block, rounded), [])
     draft = folder / "bundle"
     draft.mkdir(parents=True)
     described = describe_model(checkpoint, "0" * 64, used_vocabulary(checkpoint), CANVAS)
@@ -193,15 +197,15 @@ def de_quantized(lowered: Lowered, folder: Path) -> Checkpoint:
     assert quantized is not None
     names = checkpoint.family.tensors
     embed, head = checkpoint.tensor("embed"), checkpoint.tensor("head")
-    rounded = round_to_nearest(embed, 8, embed.shape[1]).dequantize()
+    rounded = round_to_nearest(embed, WeightGrid(8)).dequantize()
     tensors = {
         names["embed"]: rounded if recipe.embed_bits == 8 else embed.half().float(),
         names["head"]: head
         if recipe.head_bits == 16
-        else round_to_nearest(head, 8, recipe.head_group).dequantize(),
+        else round_to_nearest(head, WeightGrid(8, recipe.head_group)).dequantize(),
     }
     for index in range(checkpoint.spec.layers):
-        for name, linear in quantized.block(index).items():
+        for name, linear in quantized.block(index).linears.items():
             tensors[names[name].format(i=index)] = linear.dequantize()
     old = load_file(checkpoint.folder / "model.safetensors")
     write_checkpoint(folder, config_of(checkpoint.folder), {**old, **tensors})

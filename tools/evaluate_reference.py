@@ -14,7 +14,8 @@ import typer
 
 from exporter.agreement import wilson
 from exporter.build import BuildOptions, build
-from exporter.recipes import QuantOptions
+from exporter.evaluation.paired import count_pairs, difference_interval, mcnemar
+from exporter.quant_options import QuantOptions
 from exporter.runtime.answer import answer_end
 from exporter.runtime.bundle import Bundle, read_bundle
 from exporter.runtime.candidates import wanted
@@ -25,7 +26,6 @@ from exporter.runtime.settings import Settings
 from exporter.runtime.task import make_canvas, make_task
 from exporter.runtime.text import Text
 from exporter.tasks import Example, is_correct, read_examples, reference_folder
-from tools.paired_accuracy import count_pairs, difference_interval, mcnemar
 from tools.tables import Row, render
 
 FLOAT = "fp32"

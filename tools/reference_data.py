@@ -11,54 +11,58 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from exporter.tasks import Example, Task, reference_folder
-from exporter.tasks.problems import ANSWER_TOKENS, Problem, fill
-from tools.reference_network import NORM_EPS, ROPE_THETA, Network
+from exporter.tasks import Example, Reference, Task, reference_folder
+from exporter.tasks.problems import Problem
+from tools.reference_network import NORM_EPS, ROPE_THETA, Network, Shape
 
 EOS, MASK = 1, 2
 CALIBRATION_PROMPTS = 1024
-HELD_OUT_PROMPTS = 1000  # of each task
+HELD_OUT_PROMPTS = 1000  # of each task, or as many as there are
+PATIENCE = 20_000  # draws in a row that bring nothing new: there is no more
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tasks that share one prompt width, each drawn as often as its weight says."""
+    """Tasks, each drawn as often as its weight says."""
 
     tasks: tuple[Task, ...]
     weights: tuple[float, ...]
 
-    @property
-    def prompt_width(self) -> int:
-        return max(task.prompt_width for task in self.tasks)
+    def draw(self, rng: random.Random, count: int) -> tuple[list[Problem], int]:
+        """`count` training problems that are equally wide, and their answers' width in tokens.
 
-    def draw(self, rng: random.Random, count: int) -> list[Problem]:
-        """`count` training problems, never held-out ones."""
-        chosen = rng.choices(self.tasks, self.weights, k=count)
-        return [self._widen(task.sample_split(rng, held_out=False)) for task in chosen]
+        A first task decides the widths; the rest of the batch is drawn from the tasks that share
+        them. So over many batches every task gets its weight.
+        """
+        first = rng.choices(self.tasks, self.weights)[0]
+        alike = {
+            t: w for t, w in zip(self.tasks, self.weights, strict=True) if t.widths == first.widths
+        }
+        chosen = rng.choices(list(alike), list(alike.values()), k=count)
+        return [one.sample_split(rng, held_out=False) for one in chosen], first.answer_width
 
     def distinct(self, task: Task, held_out: bool, count: int, seed: int) -> list[Example]:
-        """`count` different problems of `task` from one side of the split."""
+        """`count` different problems of `task` from one side of the split, or all there are."""
         rng = random.Random(f"{task.name}/{held_out}/{seed}")
         found: dict[str, str] = {}
-        while len(found) < count:
-            prompt, answer = self._widen(task.sample_split(rng, held_out))
-            found[prompt] = answer
-        return [Example(task.name, p, a, ANSWER_TOKENS, "exact") for p, a in found.items()]
+        idle = 0
+        while len(found) < count and idle < PATIENCE:
+            prompt, answer = task.sample_split(rng, held_out)
+            idle = idle + 1 if prompt in found else 0
+            found.setdefault(prompt, answer)
+        return [Example(task.name, p, a, task.answer_width, task.match) for p, a in found.items()]
 
-    def _widen(self, problem: Problem) -> Problem:
-        return fill(problem[0], self.prompt_width), problem[1]
 
-
-def character_ids() -> dict[str, int]:
-    """Token id of every character of the reference tokenizer."""
-    tokenizer = Tokenizer.from_file(str(reference_folder() / "tokenizer.json"))
+def character_ids(reference: Reference) -> dict[str, int]:
+    """Token id of every character of a reference model's tokenizer."""
+    tokenizer = Tokenizer.from_file(str(reference_folder(reference) / "tokenizer.json"))
     return {text: i for text, i in tokenizer.get_vocab().items() if len(text) == 1}
 
 
-def encode(problems: Sequence[Problem], ids: dict[str, int]) -> torch.Tensor:
-    """Problems of one prompt width as ids (B, prompt width + ANSWER_TOKENS), int64."""
+def encode(problems: Sequence[Problem], answer_width: int, ids: dict[str, int]) -> torch.Tensor:
+    """Problems of one prompt width as ids (B, prompt width + answer_width), int64."""
     rows = [
-        [ids[c] for c in prompt + answer] + [EOS] * (ANSWER_TOKENS - len(answer))
+        [ids[c] for c in prompt + answer] + [EOS] * (answer_width - len(answer))
         for prompt, answer in problems
     ]
     return torch.tensor(rows)
@@ -71,25 +75,34 @@ def decode(row: Sequence[int], ids: dict[str, int]) -> str:
     return "".join(characters.get(number, "?") for number in row[:end])
 
 
-def write_folder(folder: Path, network: Network, corpus: Corpus, seed: int) -> None:
+def write_folder(
+    folder: Path, network: Network, reference: Reference, corpus: Corpus, seed: int
+) -> None:
     """The upstream LLaDA layout, bf16, with tokenizer, calibration and held-out prompts."""
     (folder / "tasks").mkdir(parents=True, exist_ok=True)
     tensors = {name: t.to(torch.bfloat16).cpu() for name, t in network.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config(network), indent=1))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(reference_folder() / name, folder / name)
-    share = CALIBRATION_PROMPTS // len(corpus.tasks)
-    training = [e for t in corpus.tasks for e in corpus.distinct(t, False, share, seed)]
-    random.Random(seed).shuffle(training)
-    write_examples(folder / "calibration.jsonl", training)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copyfile(reference_folder(reference) / name, folder / name)
+    write_examples(folder / "calibration.jsonl", calibration(corpus, seed))
     for task in corpus.tasks:
         held_out = corpus.distinct(task, True, HELD_OUT_PROMPTS, seed)
         write_examples(folder / "tasks" / f"{task.name}.jsonl", held_out)
 
 
+def calibration(corpus: Corpus, seed: int) -> list[Example]:
+    """CALIBRATION_PROMPTS training prompts, shuffled, shared out evenly among the tasks."""
+    share, more = divmod(CALIBRATION_PROMPTS, len(corpus.tasks))
+    counts = [share + (place < more) for place in range(len(corpus.tasks))]
+    parts = zip(corpus.tasks, counts, strict=True)
+    examples = [e for task, count in parts for e in corpus.distinct(task, False, count, seed)]
+    random.Random(seed).shuffle(examples)
+    return examples
+
+
 def config(network: Network) -> dict[str, object]:
-    """Upstream LLaDA's config.json: the shipped one with this network's sizes."""
+    """Upstream LLaDA's config.json: a shipped one with this network's sizes."""
     shipped: dict[str, object] = json.loads((reference_folder() / "config.json").read_text())
     shape = network.shape
     own = {
@@ -107,6 +120,13 @@ def config(network: Network) -> dict[str, object]:
         "mask_token_id": MASK,
     }
     return {key: own.get(key, value) for key, value in shipped.items()}
+
+
+def shipped_shape(reference: Reference) -> Shape:
+    """The sizes of a shipped reference model."""
+    facts = json.loads((reference_folder(reference) / "config.json").read_text())
+    keys = ("d_model", "n_layers", "n_heads", "mlp_hidden_size", "vocab_size")
+    return Shape(*(facts[key] for key in keys))
 
 
 def write_examples(file: Path, examples: Sequence[Example]) -> None:

@@ -1,10 +1,12 @@
 """Masked-diffusion training that can be stopped and resumed without a trace.
 
-Objective (arXiv 2502.09992, equation 5): a ratio t uniform in (0, 1] for each row, each answer
-token masked with probability t, cross entropy of the masked tokens over t, divided by the answer's
-length. Its mean bounds the negative log-likelihood of an answer token; a uniform guess gives ln V.
+Objective (arXiv 2502.09992, equation 6): l uniform in 1 … L for a row, l of the L answer tokens
+masked, cross entropy of the masked tokens times L / l, divided by L. Its mean is that of a random
+ratio t per token and weights 1/t (equation 5), but no weight is above L, so gradients are steadier.
+It bounds the negative log-likelihood of an answer token; a uniform guess gives ln V.
 """
 
+import copy
 import json
 import math
 import os
@@ -16,26 +18,27 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from exporter.errors import UserError
-from exporter.tasks import task
-from exporter.tasks.problems import ANSWER_TOKENS
+from exporter.tasks import Reference, task
+from exporter.tensor_files import read_header
 from tools.reference_data import MASK, Corpus, character_ids, encode
 from tools.reference_network import Network, Shape
 
 BETAS, WEIGHT_DECAY, LARGEST_GRADIENT = (0.9, 0.98), 0.01, 1.0
 MOMENTS = ("exp_avg", "exp_avg_sq")
-DEFAULT_TASKS = ["addition", "sorting", "reversing", "brackets"]
 
 
 @dataclass(frozen=True)
 class Settings:
     """Everything that decides the trained weights; a checkpoint goes on under equal ones only."""
 
-    shape: Shape = field(default_factory=Shape)
-    tasks: tuple[tuple[str, float], ...] = tuple((name, 1.0) for name in DEFAULT_TASKS)
+    shape: Shape
+    tasks: tuple[tuple[str, float], ...]  # name, weight
+    reference: Reference = "one-step"  # whose tokenizer
+    start: str = ""  # SHA-256 of the weights file that the training began from; empty: random ones
     steps: int = 6000
     minutes: float | None = None  # where given, the schedule follows the clock instead of steps
     batch: int = 64
@@ -64,34 +67,50 @@ class Progress:
     def done(self, settings: Settings) -> float:
         """Share of the training that is behind, 0 to 1 and over."""
         if settings.minutes is None:
-            return self.step / settings.steps
+            return self.step / settings.steps if settings.steps else 1.0
         return self.seconds / (60 * settings.minutes)
 
 
-def begin(settings: Settings, device: str) -> Progress:
+def begin(settings: Settings, device: str, start: Path | None = None) -> Progress:
+    """A training at step 0, from random weights or from those of the file `start`."""
     network = Network(settings.shape, settings.seed).to(device)
+    if start is not None:
+        read_weights(network, start)
     average = network
     if settings.ema:
-        average = Network(settings.shape, settings.seed).to(device).requires_grad_(False)
+        average = copy.deepcopy(network).requires_grad_(False)
     optimizer = torch.optim.AdamW(network.parameters(), betas=BETAS, weight_decay=WEIGHT_DECAY)
     return Progress(network, average, optimizer)
+
+
+def read_weights(network: Network, file: Path) -> None:
+    """Takes the weights from `file`; UserError where its names or shapes are others."""
+    found = {name: entry.shape for name, entry in read_header(file).items()}
+    wanted = {name: tuple(t.shape) for name, t in network.state_dict().items()}
+    if found != wanted:
+        other = sorted(n for n in found | wanted if found.get(n) != wanted.get(n))[0]
+        seen = f"`{other}` has shape {found.get(other)} in `{file}`, {wanted.get(other)} here"
+        raise UserError(seen, "Give the sizes of the checkpoint, or another one")
+    network.load_state_dict(load_file(file))
 
 
 def train(
     settings: Settings, progress: Progress, device: str, checkpoint: Path, every: float = 60.0
 ) -> None:
     """Trains until done; writes `checkpoint` every so many seconds and at the end."""
-    corpus, ids = settings.corpus(), character_ids()
+    corpus, ids = settings.corpus(), character_ids(settings.reference)
     saved = time.monotonic()
     while progress.done(settings) < 1:
         start = time.monotonic()
         # Seeded by the step: a resumed training draws what an uninterrupted one draws.
         rng = random.Random(f"{settings.seed}/{progress.step}")
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
-        clean = encode(corpus.draw(rng, settings.batch), ids)
-        noisy, weight = corrupt(clean, generator)
+        problems, width = corpus.draw(rng, settings.batch)
+        clean = encode(problems, width, ids)
+        noisy, weight = corrupt(clean, width, generator)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.bf16):
-            loss = masked_loss(progress.network, *(t.to(device) for t in (clean, noisy, weight)))
+            batch = (t.to(device) for t in (clean, noisy, weight))
+            loss = masked_loss(progress.network, width, *batch)
         update(settings, progress, loss)
         progress.losses.append(loss.item())
         progress.step += 1
@@ -100,27 +119,36 @@ def train(
             report(settings, progress)
             save(checkpoint, settings, progress)
             saved = time.monotonic()
-    save(checkpoint, settings, progress)
+    if progress.step:  # before the first there is nothing to go on from
+        save(checkpoint, settings, progress)
 
 
-def corrupt(clean: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks answers of `clean` (B, T): noisy ids (B, T), and 1/t where masked, 0 elsewhere."""
+def corrupt(
+    clean: torch.Tensor, width: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks some of the last `width` ids of rows (B, T).
+
+    Returns noisy ids (B, T), and the weights (B, T): width / l where masked, 0 elsewhere. Rows take
+    l = 1, 2, … in turn from a random one on: a batch sees all of them equally often.
+    """
     rows = clean.shape[0]
-    ratio = 1 - torch.rand(rows, 1, generator=generator)  # (B, 1), in (0, 1]
-    masked = torch.rand(rows, ANSWER_TOKENS, generator=generator) < ratio
+    first = torch.randint(width, (1,), generator=generator)
+    count = 1 + (first + torch.arange(rows))[:, None] % width  # (B, 1), in 1 … width
+    order = torch.rand(rows, width, generator=generator).argsort(1).argsort(1)  # ranks
+    masked = order < count
     noisy, weight = clean.clone(), torch.zeros(clean.shape)
-    noisy[:, -ANSWER_TOKENS:][masked] = MASK
-    weight[:, -ANSWER_TOKENS:] = masked / ratio
+    noisy[:, -width:][masked] = MASK
+    weight[:, -width:] = masked * (width / count)
     return noisy, weight
 
 
 def masked_loss(
-    network: Network, clean: torch.Tensor, noisy: torch.Tensor, weight: torch.Tensor
+    network: Network, width: int, clean: torch.Tensor, noisy: torch.Tensor, weight: torch.Tensor
 ) -> torch.Tensor:
-    """The objective of the module's docstring, in nats a token."""
+    """The objective of the module's docstring, in nats a token of answers `width` tokens long."""
     logits = network(noisy).float()
     entropy = functional.cross_entropy(logits.transpose(1, 2), clean, reduction="none")  # (B, T)
-    return (entropy * weight).sum() / (clean.shape[0] * ANSWER_TOKENS)
+    return (entropy * weight).sum() / (clean.shape[0] * width)
 
 
 def learning_rate(settings: Settings, done: float) -> float:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from exporter.checkpoint import Checkpoint
+from exporter.layer import Layer
 from exporter.model import Context, make_context, rms_norm, run_block
 
 
@@ -19,22 +20,22 @@ class TorchModel:
 
     checkpoint: Checkpoint
     embed: torch.Tensor
-    blocks: list[dict[str, torch.Tensor]]
+    blocks: list[Layer]
     final_norm: torch.Tensor
     head: torch.Tensor
 
     def logits(self, canvas: torch.Tensor, context: Context) -> torch.Tensor:
         """Logits (B, S, V) of ids (B, S)."""
         spec, hidden = self.checkpoint.spec, self.embed[canvas]
-        for weights in self.blocks:
-            hidden = run_block(spec, weights, hidden, context)
+        for layer in self.blocks:
+            hidden = run_block(spec, layer, hidden, context)
         return rms_norm(hidden, self.final_norm, spec.norm_eps) @ self.head.T
 
 
 def load(checkpoint: Checkpoint, dtype: torch.dtype) -> TorchModel:
     """All weights in `dtype`."""
     blocks = [
-        {name: tensor.to(dtype) for name, tensor in checkpoint.block(index).items()}
+        Layer({name: tensor.to(dtype) for name, tensor in checkpoint.block(index).items()})
         for index in range(checkpoint.spec.layers)
     ]
     outer = (checkpoint.tensor(name).to(dtype) for name in ("embed", "final_norm", "head"))

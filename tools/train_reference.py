@@ -1,7 +1,8 @@
-"""Trains a masked-diffusion model from nothing on tasks that check themselves, in the LLaDA layout.
+"""Trains a masked-diffusion model on tasks that check themselves, in the LLaDA layout.
 
     python -m tools.train_reference OUT                         half an hour on one CPU core
     python -m tools.train_reference OUT --task addition --task words=3 --minutes 10
+    python -m tools.train_reference OUT --reference steps --start FOLDER --task split=8 --task chain
 
 Killed, the same command goes on from the last checkpoint. The finished folder holds config,
 weights, tokenizer, calibration and held-out prompts, and `training.json` with settings and scores.
@@ -9,66 +10,68 @@ weights, tokenizer, calibration and held-out prompts, and `training.json` with s
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import torch
 import typer
 from torch.nn import functional
 
 from exporter.errors import UserError
-from exporter.tasks import Example, is_correct, task
-from exporter.tasks.problems import ANSWER_TOKENS
-from tools.reference_data import MASK, character_ids, decode, write_folder
-from tools.reference_network import Network, Shape
-from tools.reference_training import (
-    DEFAULT_TASKS,
-    Progress,
-    Settings,
-    as_json,
-    begin,
-    resume,
-    train,
-)
+from exporter.tasks import Example, Reference, held_out_tasks, is_correct, task
+from exporter.tensor_files import sha256
+from tools.reference_data import MASK, character_ids, decode, shipped_shape, write_folder
+from tools.reference_network import Network
+from tools.reference_training import Progress, Settings, as_json, begin, resume, train
+
+SCORED_TOGETHER = 250  # prompts, which bounds memory
 
 
 @torch.inference_mode()
-def generate(network: Network, prompts: torch.Tensor, steps: int) -> torch.Tensor:
-    """Answers (B, ANSWER_TOKENS) to prompts (B, P) by low-confidence decoding in one block.
+def generate(network: Network, prompts: torch.Tensor, width: int, steps: int) -> torch.Tensor:
+    """Answers (B, width) to prompts (B, P) by low-confidence decoding in one block.
 
     Each of `steps` forward passes commits the same number of tokens, those of highest probability
     (arXiv 2502.09992, section 2.4).
     """
-    canvas = functional.pad(prompts, (0, ANSWER_TOKENS), value=MASK)
-    answer = canvas[:, -ANSWER_TOKENS:]  # a view: commits are written to the canvas
+    canvas = functional.pad(prompts, (0, width), value=MASK)
+    answer = canvas[:, -width:]  # a view: commits are written to the canvas
     for step in range(steps):
-        logits = network(canvas)[:, -ANSWER_TOKENS:].double()
+        logits = network(canvas)[:, -width:].double()
         logits[..., MASK] = -torch.inf
         best, token = logits.softmax(-1).max(-1)
         best[answer != MASK] = -1
-        quota = ANSWER_TOKENS * (step + 1) // steps - ANSWER_TOKENS * step // steps
+        quota = width * (step + 1) // steps - width * step // steps
         chosen = best.topk(quota, dim=-1).indices
         answer.scatter_(1, chosen, token.gather(1, chosen))
     return answer
 
 
-def score(network: Network, examples: list[Example], device: str) -> float:
-    """Share of `examples` answered right, one token a step."""
-    ids = character_ids()
-    prompts = torch.tensor([[ids[c] for c in example.prompt] for example in examples])
-    rows = generate(network, prompts.to(device), ANSWER_TOKENS).tolist()
-    pairs = zip(examples, rows, strict=True)
-    return sum(is_correct(example, decode(row, ids)) for example, row in pairs) / len(examples)
+def score(
+    network: Network, examples: list[Example], ids: dict[str, int], device: str, per_step: int = 1
+) -> float:
+    """Share of `examples`, all of one task, answered right with `per_step` tokens a step."""
+    width = examples[0].gen_length or 0
+    right = 0
+    for first in range(0, len(examples), SCORED_TOGETHER):
+        batch = examples[first : first + SCORED_TOGETHER]
+        prompts = torch.tensor([[ids[c] for c in example.prompt] for example in batch])
+        rows = generate(network, prompts.to(device), width, width // per_step).tolist()
+        pairs = zip(batch, rows, strict=True)
+        right += sum(is_correct(example, decode(row, ids)) for example, row in pairs)
+    return right / len(examples)
 
 
 def finish(folder: Path, settings: Settings, progress: Progress, device: str, count: int) -> None:
     """Writes the folder, then scores what was written: bf16 weights, held-out prompts."""
-    corpus = settings.corpus()
+    corpus, ids = settings.corpus(), character_ids(settings.reference)
     network = progress.average.to(torch.bfloat16).float().eval()
-    write_folder(folder, network, corpus, settings.seed)
+    write_folder(folder, network, settings.reference, corpus, settings.seed)
     scores = {}
     for one in corpus.tasks:
-        scores[one.name] = score(network, corpus.distinct(one, True, count, settings.seed), device)
+        held_out = corpus.distinct(one, True, count, settings.seed)
+        scores[one.name] = score(network, held_out, ids, device)
     facts = {
         "settings": as_json(settings),
         "steps": progress.step,
@@ -92,13 +95,27 @@ def parse_tasks(texts: list[str]) -> tuple[tuple[str, float], ...]:
     return tuple(parsed.items())
 
 
+def refuse(error: UserError) -> NoReturn:
+    typer.echo(f"error: {error}\n\nhint: {error.hint}", err=True)
+    raise typer.Exit(1) from None
+
+
 def main(
     out: Annotated[Path, typer.Argument(help="Folder to write")],
-    tasks: Annotated[list[str], typer.Option("--task", help="NAME or NAME=WEIGHT")] = DEFAULT_TASKS,
-    width: int = 192,
-    layers: int = 4,
-    heads: int = 3,
-    mlp: int = 576,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--task", help="NAME or NAME=WEIGHT [default: all its tasks]"),
+    ] = None,
+    reference: Annotated[
+        Reference, typer.Option(help="Whose tokenizer, sizes and tasks")
+    ] = "one-step",
+    start: Annotated[
+        Path | None, typer.Option(help="Checkpoint of these sizes whose weights to begin from")
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="Sizes other than the reference's")] = None,
+    layers: int | None = None,
+    heads: int | None = None,
+    mlp: int | None = None,
     steps: int = Settings.steps,
     minutes: Annotated[float | None, typer.Option(help="Train so long instead of steps")] = None,
     batch: int = Settings.batch,
@@ -111,16 +128,33 @@ def main(
     score_prompts: Annotated[int, typer.Option(help="Held-out prompts a task")] = 400,
 ) -> None:
     """Train a masked-diffusion model on self-checking tasks; the scores go to stdout."""
-    shape = Shape(width, layers, heads, mlp)
-    chosen = parse_tasks(tasks)
-    settings = Settings(shape, chosen, steps, minutes, batch, rate, warm_up, ema, bf16, seed)
+    sizes = {"width": width, "layers": layers, "heads": heads, "mlp": mlp}
+    shape = replace(shipped_shape(reference), **{k: v for k, v in sizes.items() if v is not None})
+    weights = start and start / "model.safetensors"
+    if weights and not weights.is_file():
+        refuse(UserError(f"`{weights}` is not there", "Give a folder with weights in one file"))
+    settings = Settings(
+        shape=shape,
+        tasks=parse_tasks(tasks or held_out_tasks(reference)),
+        reference=reference,
+        start=sha256(weights) if weights else "",
+        steps=steps,
+        minutes=minutes,
+        batch=batch,
+        rate=rate,
+        warm_up=warm_up,
+        ema=ema,
+        bf16=bf16,
+        seed=seed,
+    )
     checkpoint = out / ".training" / "checkpoint.safetensors"
     try:
         known = checkpoint.exists()
-        progress = resume(checkpoint, settings, device) if known else begin(settings, device)
+        progress = (
+            resume(checkpoint, settings, device) if known else begin(settings, device, weights)
+        )
     except UserError as error:
-        typer.echo(f"error: {error}\n\nhint: {error.hint}", err=True)
-        raise typer.Exit(1) from None
+        refuse(error)
     train(settings, progress, device, checkpoint)
     finish(out, settings, progress, device, score_prompts)
     typer.echo((out / "training.json").read_text(), nl=False)

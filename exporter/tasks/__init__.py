@@ -3,6 +3,7 @@
 from exporter.tasks.examples import Example, is_correct, read_examples
 from exporter.tasks.problems import TASKS, Task, task
 from exporter.tasks.reference import (
+    Reference,
     calibration_examples,
     held_out_examples,
     held_out_tasks,
@@ -12,6 +13,7 @@ from exporter.tasks.reference import (
 __all__ = [
     "TASKS",
     "Example",
+    "Reference",
     "Task",
     "calibration_examples",
     "held_out_examples",

@@ -1,12 +1,14 @@
 """Prompts with what is known of their answers, read from `.jsonl` and `.txt` files."""
 
+import ast
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from exporter.errors import UserError
-from exporter.tasks.matching import Match, answers
+from exporter.tasks.matching import Match, answers, last_number
 
 KEYS = ("prompt", "ids", "answer", "task", "gen_length", "match")
 
@@ -23,11 +25,24 @@ class Example:
     ids: tuple[int, ...] = ()
 
 
-def is_correct(example: Example, text: str) -> bool:
-    """Whether the decoded `text` (up to the end token) answers `example`, which has an answer."""
+def is_correct(example: Example, text: str, allow_code: bool = False) -> bool:
+    """Whether the decoded `text` (up to the end token) answers `example`, which has an answer.
+
+    Raises UserError where that takes running the text as a program and `allow_code` is False.
+    """
     if example.answer is None:
         raise ValueError(f"the example {example.prompt!r} of {example.task!r} has no answer")
+    check_code(example, allow_code)
     return answers(example.match, example.prompt, example.answer, text)
+
+
+def check_code(example: Example, allowed: bool) -> None:
+    """Raises UserError where a program would have to be run that is not `allowed` to."""
+    if example.match == "code" and not allowed:
+        raise UserError(
+            f"Answers of `{example.task}` are programs, and running a model's programs is a risk",
+            "Allow it with --allow-code: they run shut in, see exporter/tasks/sandbox.py",
+        )
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -77,10 +92,26 @@ def _parse(line: str, path: Path, number: int) -> Example:
         match=fields.get("match", "exact"),
         ids=tuple(fields.get("ids", ())),
     )
-    if example.answer is not None and not is_correct(example, example.answer):
+    if example.answer is not None and not _is_usable(example, example.answer):
         seen = f"`answer` {_short(example.answer)} does not fit `match` {_short(example.match)}"
         raise _wrong(path, number, seen)
     return example
+
+
+def _is_usable(example: Example, answer: str) -> bool:
+    """Whether `answer` can be matched with: it is right itself, or a pattern, or a program."""
+    try:
+        if example.match == "regex":
+            re.compile(answer)
+        elif example.match == "code":
+            ast.parse(answer)
+        elif example.match == "numeric":
+            return last_number(answer) is not None
+        else:
+            return is_correct(example, answer)
+    except (re.error, SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
+        return False
+    return True
 
 
 def _check(fields: dict[str, object], path: Path, number: int) -> None:

@@ -1,7 +1,7 @@
-"""Problems with one right answer each, for training and checking the reference model.
+"""The tasks: problems made on demand, for training and checking the reference models.
 
-A problem is a prompt and its answer, both in the 64 characters of the reference tokenizer. Prompts
-are filled with `_` on the left to one width, because the model is trained on one prompt length.
+A problem is a prompt and a right answer, in the characters of the reference tokenizers. Prompts are
+filled with `_` on the left to their task's width, because a model is trained on one canvas a task.
 """
 
 import random
@@ -9,12 +9,9 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-ANSWER_TOKENS = 8  # every answer fits; what it leaves free is filled with <eos>
-CLOSING = {"(": ")", "[": "]", "{": "}", "<": ">"}
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-PEOPLE = ("ann", "ben", "eva", "leo", "mia", "sam", "tom", "zoe")
-GAINS = ("adds", "buys", "gets", "wins")
-LOSSES = ("cuts", "eats", "pays", "uses")
+from exporter.tasks.many_answers import complete_latin, permute, split
+from exporter.tasks.matching import Match
+from exporter.tasks.one_answer import add, chain, close_brackets, reverse, sort_digits, tell_story
 
 Problem = tuple[str, str]  # prompt, answer
 
@@ -24,8 +21,15 @@ class Task:
     """One kind of problem."""
 
     name: str
-    prompt_width: int  # characters of every prompt
     draw: Callable[[random.Random], Problem]  # the prompt not yet filled
+    prompt_width: int = 11  # characters of every prompt
+    answer_width: int = 8  # tokens; what an answer leaves free is filled with <eos>
+    match: Match = "exact"  # what else is a right answer
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Characters of every prompt, tokens of every answer."""
+        return self.prompt_width, self.answer_width
 
     def sample(self, rng: random.Random) -> Problem:
         """One problem, its prompt filled to `prompt_width`."""
@@ -56,56 +60,16 @@ def is_held_out(prompt: str) -> bool:
     return zlib.crc32(prompt.lstrip("_").encode()) % 10 == 0
 
 
-def add(rng: random.Random) -> Problem:
-    """`A123+456=` → `0579`: three digits plus three digits."""
-    left, right = rng.randrange(1000), rng.randrange(1000)
-    return f"A{left:03}+{right:03}=", f"{left + right:04}"
-
-
-def sort_digits(rng: random.Random) -> Problem:
-    """`S58982066=` → `02566889`."""
-    digits = rng.choices("0123456789", k=8)
-    return f"S{''.join(digits)}=", "".join(sorted(digits))
-
-
-def reverse(rng: random.Random) -> Problem:
-    """`Rbozp=` → `pzob`: four to eight letters."""
-    word = "".join(rng.choices(LETTERS, k=rng.randint(4, 8)))
-    return f"R{word}=", word[::-1]
-
-
-def close_brackets(rng: random.Random) -> Problem:
-    """`B{}[{=` → `}]`: what closes four to nine brackets, innermost first."""
-    length = rng.randint(4, 9)
-    text, missing = "", ""
-    while len(text) < length:
-        # An answer longer than its place would need nine open brackets: close one instead.
-        if missing and (rng.random() < 0.4 or len(missing) == ANSWER_TOKENS):
-            text, missing = text + missing[0], missing[1:]
-        else:
-            bracket = rng.choice(list(CLOSING))
-            text, missing = text + bracket, CLOSING[bracket] + missing
-    return f"B{text}=", missing
-
-
-def tell_story(rng: random.Random) -> Problem:
-    """`Wtom 12 gets 7 eats 3=` → `19#16`: two steps, the count after each; never below 0."""
-    start = rng.randint(1, 99)
-    text, counts = f"W{rng.choice(PEOPLE)} {start}", [start]
-    for _ in range(2):
-        gain = counts[-1] == 0 or rng.random() < 0.5
-        change = rng.randint(1, 99 if gain else min(99, counts[-1]))
-        text += f" {rng.choice(GAINS if gain else LOSSES)} {change}"
-        counts.append(counts[-1] + change if gain else counts[-1] - change)
-    return f"{text}=", f"{counts[1]}#{counts[2]}"
-
-
 TASKS = (
-    Task("addition", 11, add),
-    Task("sorting", 11, sort_digits),
-    Task("reversing", 11, reverse),
-    Task("brackets", 11, close_brackets),
-    Task("words", 24, tell_story),
+    Task("addition", add),
+    Task("sorting", sort_digits),
+    Task("reversing", reverse),
+    Task("brackets", close_brackets),
+    Task("words", tell_story, prompt_width=24),
+    Task("chain", chain),
+    Task("split", split, match="sum"),
+    Task("permutation", permute, match="permutation"),
+    Task("latin", complete_latin, prompt_width=18, answer_width=16, match="latin"),
 )
 
 

@@ -22,6 +22,7 @@ class State:
     mask_ratio: float  # share of the generated positions (prompt excluded) that are masked, 0 to 1
     score: Tensor | None = None  # (S,) fp32 model probability of the token it holds or would commit
     commit_score: Tensor | None = None  # (S,) fp32 probability when committed; 1 for prompt tokens
+    finished: bool = False  # what a roll-out ended with: no mask is left, no model call was made
 
 
 @dataclass(eq=False)

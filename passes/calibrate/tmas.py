@@ -36,7 +36,8 @@ class Tmas:
         proportion to their quota. Stats: `wanted_b`, `available_b`, `taken_b` for each bin b,
         `shortage` (places that the bins could not fill themselves), `missing` (left empty).
         """
-        ordered = sorted(pool, key=lambda state: (state.prompt, state.step, digest([state])))
+        visited = (state for state in pool if not state.finished)
+        ordered = sorted(visited, key=lambda state: (state.prompt, state.step, digest([state])))
         members = self.sort_into_bins(ordered)
         wanted = largest_remainder(self.samples, self.quotas)
         available = [len(bin_members) for bin_members in members]

@@ -17,7 +17,8 @@ class Uniform:
 
     def __call__(self, pool: Sequence[State], /) -> tuple[list[State], Stats]:
         """States by (prompt, step); the whole pool when it holds fewer. Independent of order."""
-        ordered = sorted(pool, key=lambda state: (state.prompt, state.step, digest([state])))
+        visited = (state for state in pool if not state.finished)
+        ordered = sorted(visited, key=lambda state: (state.prompt, state.step, digest([state])))
         count = min(self.samples, len(ordered))
         chosen = sorted(random.Random(self.seed).sample(range(len(ordered)), count))
         return [ordered[i] for i in chosen], {"taken": count, "missing": self.samples - count}

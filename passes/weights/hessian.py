@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ROWS_AT_ONCE = 256  # of the Hessian that one product makes
 COLUMNS_AT_ONCE = 256  # of the inverse factor that are in fp64 together
 LARGEST_DAMPING = 1.0  # as much as the mean of the diagonal: beyond it, little of H is left
 
@@ -23,7 +24,11 @@ def accumulate_hessian(hessian: Tensor, x: Tensor, w: Tensor) -> int:
     """
     seen = w != 0
     y = x[seen] * w[seen, None]
-    hessian.addmm_(y.T, y, alpha=2)
+    width = len(hessian)
+    for start in range(0, width, ROWS_AT_ONCE):  # the other triangle is the same
+        stop = min(start + ROWS_AT_ONCE, width)
+        hessian[start:stop, start:].addmm_(y[:, start:stop].T, y[:, start:], alpha=2)
+        hessian[stop:, start:stop] = hessian[start:stop, stop:].T
     return len(y)
 
 

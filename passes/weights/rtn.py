@@ -2,28 +2,28 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from passes.base import Block, Stats
-from passes.numerics import QuantizedLinear, clip_scales, quantize_to, symmetric_scales
+from passes.numerics import QuantizedLinear, WeightGrid, expand
 
 
 @dataclass(frozen=True)
 class Rtn:
     """Quantize every linear of a block to the nearest point of its grid."""
 
-    bits: int
-    group: int  # input columns that share a scale
-    clip: bool = False  # search the scale instead of covering the largest weight
-
     def __call__(self, block: Block, /) -> Stats:
         """Stats: `weight_error` and `worst_weight_error`, |W - Q|^2 / |W|^2 over the linears."""
         errors: list[float] = []
-        for linear in (name for group in block.groups for name in group.linears):
-            weight = block.weight(linear)
-            quantized = round_to_nearest(weight, self.bits, self.group, self.clip)
-            block.replace(linear, quantized)
-            errors.append(weight_error(weight, quantized))
+        for group in block.groups:
+            if group.grid is None:
+                continue
+            for linear in group.linears:
+                weight = block.weight(linear)
+                quantized = round_to_nearest(weight, group.grid)
+                block.replace(linear, quantized)
+                errors.append(weight_error(weight, quantized))
         return {
             "linears": len(errors),
             "weight_error": sum(errors) / max(len(errors), 1),
@@ -31,10 +31,12 @@ class Rtn:
         }
 
 
-def round_to_nearest(w: Tensor, bits: int, group: int, clip: bool = False) -> QuantizedLinear:
-    """w (out, in) at the nearest points of the symmetric grid, by largest weight or clip search."""
-    scales = clip_scales(w, bits, group) if clip else symmetric_scales(w, bits, group)
-    return QuantizedLinear(quantize_to(w, scales, bits, group), scales, bits, group)
+def round_to_nearest(w: Tensor, grid: WeightGrid) -> QuantizedLinear:
+    """w (out, in) at the nearest points of `grid`."""
+    channel, group = grid.channel(w), grid.columns(w.shape[1])
+    scales = grid.scales(w, channel)
+    codes = grid.round(w, expand(scales, group, w.shape[1])).to(torch.int8)
+    return QuantizedLinear(codes, scales, grid.bits, group, channel)
 
 
 def weight_error(w: Tensor, quantized: QuantizedLinear) -> float:

@@ -17,7 +17,7 @@ from exporter.build import BuildOptions
 from exporter.build import build as build_bundle
 from exporter.decoding import DecodeOptions
 from exporter.progress import Progress
-from exporter.recipes import QuantOptions
+from exporter.quant_options import QuantOptions
 from exporter.runtime.command import main as decode
 from exporter.tasks import held_out_examples
 from exporter.verify import read_manifest, verify

@@ -10,7 +10,8 @@ import pytest
 
 from exporter.checkpoint import open_checkpoint
 from exporter.planner import estimate
-from exporter.recipes import QuantOptions, make_recipe
+from exporter.quant_options import QuantOptions
+from exporter.recipes import make_recipe
 from exporter.verify import read_manifest
 from tests.commands import (
     DQEXPORT,

@@ -12,7 +12,9 @@ import torch
 from exporter.calibrate import batch_states, calibrate, roll_out
 from exporter.float_session import TOKENS_AT_ONCE, FloatSession
 from exporter.progress import Progress
-from exporter.recipes import QuantOptions, Recipe, make_recipe
+from exporter.prompts import Prompts
+from exporter.quant_options import QuantOptions
+from exporter.recipes import Recipe, make_recipe
 from exporter.runtime.loop import decode
 from exporter.runtime.settings import Settings
 from exporter.runtime.task import make_canvas
@@ -26,7 +28,8 @@ from tests.exporter.conftest import Golden
 BLOCKS = Settings(gen_length=12, steps=6, block_length=6, early_stop=False)
 THRESHOLD = replace(BLOCKS, sampler="threshold", threshold=0.5, steps=None)
 CANVAS = replace(BLOCKS, sampler="entropy", steps=5)
-PROMPTS = ([3, 5, 8, 13], [21, 34], [1, 1, 2, 3, 5, 8, 13])
+PROMPTS = ((3, 5, 8, 13), (21, 34), (1, 1, 2, 3, 5, 8, 13))
+ASKED = Prompts(PROMPTS, (None,) * 3, (), "made up")
 # A logit in fp32 is off by up to 8e-5 (measured for the golden models), a log-odds by twice that,
 # two of them differ by twice that again, and p by a quarter.
 SAME_P = 8e-5
@@ -47,7 +50,7 @@ def recipe_of(golden: Golden, name: str = "w4a16", **options: Any) -> Recipe:
 def run(golden: Golden, recipe: Recipe, folder: Path) -> CalibrationSet | None:
     with open_work(folder) as work:
         return calibrate(
-            golden.model, "digest", golden.facts, BLOCKS, PROMPTS, recipe, Alone(), work,
+            golden.model, "digest", golden.facts, BLOCKS, ASKED, recipe, Alone(), work,
             Progress(),
         )  # fmt: skip
 
@@ -61,13 +64,16 @@ def calibrated(golden: Golden, folder: Path, **options: Any) -> CalibrationSet:
 @pytest.mark.parametrize("settings", [BLOCKS, THRESHOLD, CANVAS], ids=lambda s: s.sampler)
 def test_states_are_those_of_each_prompt_decoded_alone(golden: Golden, settings: Settings) -> None:
     """Decoding in lockstep, padded, changes nothing: not a state, not a step, not a score."""
-    pool = roll_out(golden.model, golden.facts, settings, PROMPTS, Alone(), Progress())
+    pool = roll_out(golden.model, golden.facts, settings, ASKED, Alone(), Progress())
     session = FloatSession(golden.model, golden.facts.vocab_size)
     for number, states in states_by_prompt(pool).items():
-        canvas, length, key_mask = make_canvas([PROMPTS[number]], settings.gen_length, golden.facts)
+        canvas, length, key_mask = make_canvas(
+            [list(PROMPTS[number])], settings.gen_length, golden.facts
+        )
         surety = torch.ones(canvas.shape[1])
         alone = decode(session, golden.facts, settings, canvas, length, key_mask)
-        for index, (state, step) in enumerate(zip(states, alone, strict=True)):
+        *visited, end = states
+        for index, (state, step) in enumerate(zip(visited, alone, strict=True)):
             valid = state.valid
             assert state.ids[valid].tolist() == step.canvas_before[0].tolist()
             assert (state.step, state.block) == (index, step.block)
@@ -76,11 +82,15 @@ def test_states_are_those_of_each_prompt_decoded_alone(golden: Golden, settings:
             for _, position, _ in step.commits:
                 rest = step.reductions["rest"][0, step.window.tolist().index(position)]
                 surety[position] = 1 / (1 + float(rest))
+        assert end.finished and not any(state.finished for state in visited)
+        assert end.ids[end.valid].tolist() == canvas[0].tolist()
+        assert end.commit_score is not None
+        torch.testing.assert_close(end.commit_score[end.valid], surety, rtol=0, atol=SAME_P)
 
 
 @pytest.mark.parametrize("settings", [BLOCKS, THRESHOLD, CANVAS], ids=lambda s: s.sampler)
 def test_masks_fall_and_tokens_stay(golden: Golden, settings: Settings) -> None:
-    pool = roll_out(golden.model, golden.facts, settings, PROMPTS, Alone(), Progress())
+    pool = roll_out(golden.model, golden.facts, settings, ASKED, Alone(), Progress())
     longest = max(map(len, PROMPTS))
     by_prompt = states_by_prompt(pool)
     assert sorted(by_prompt) == [0, 1, 2]
@@ -91,7 +101,7 @@ def test_masks_fall_and_tokens_stay(golden: Golden, settings: Settings) -> None:
             assert torch.equal(state.is_mask, state.ids == golden.facts.mask_id)
             assert state.mask_ratio == int(state.is_mask.sum()) / settings.gen_length
             assert (state.ids[~state.valid] == golden.facts.pad_id).all()
-            assert state.ids[state.valid][: len(PROMPTS[number])].tolist() == PROMPTS[number]
+            assert state.ids[state.valid][: len(PROMPTS[number])].tolist() == list(PROMPTS[number])
         for before, after in pairwise(states):
             assert after.step > before.step and after.block >= before.block
             assert after.mask_ratio < before.mask_ratio
@@ -102,6 +112,20 @@ def test_masks_fall_and_tokens_stay(golden: Golden, settings: Settings) -> None:
             assert torch.equal(after.commit_score[seen], before.commit_score[seen])
             fresh = after.commit_score[before.is_mask & ~after.is_mask]
             assert ((fresh > 0) & (fresh <= 1)).all()
+
+
+@pytest.mark.parametrize("states", ["mcs", "clean"])
+def test_finished_sequences_can_be_calibrated_on(
+    golden: Golden, tmp_path: Path, states: str
+) -> None:
+    """Clean text shows no mask; masked anew, all mask ratios; prompts are never masked."""
+    found = run(golden, recipe_of(golden, f"w4a16-gptq+{states}"), tmp_path)
+    assert found is not None and len(found.states) == (9 if states == "mcs" else len(PROMPTS))
+    assert any(state.is_mask.any() for state in found.states) == (states == "mcs")
+    for state in found.states:
+        prompt = PROMPTS[state.prompt]
+        assert state.ids[state.valid][: len(prompt)].tolist() == list(prompt)
+        assert state.score is not None
 
 
 def test_scores_are_the_softmax_of_the_logits(golden: Golden, tmp_path: Path) -> None:

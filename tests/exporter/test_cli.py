@@ -90,7 +90,9 @@ def test_inspect_prints_the_manifest_or_a_screen(reference_bundle: Path) -> None
 
 
 def test_targets_and_recipes_as_table_and_json() -> None:
-    for command, names in (("targets", targets.names()), ("recipes", recipes.names())):
+    parts = [*recipes.BITS, *(f"-{name}" for name in recipes.METHODS)]
+    parts += [f"+{name}" for name in recipes.COMPONENTS]
+    for command, names in (("targets", targets.names()), ("recipes", parts)):
         rows = json.loads(dqexport(command, "--json").out)
         assert [row["name"] for row in rows] == names
         table = dqexport(command).out.splitlines()

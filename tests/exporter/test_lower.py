@@ -20,7 +20,7 @@ from exporter.graph_kind import GraphKind
 from exporter.lower import suppression
 from exporter.model import LINEARS
 from exporter.prompts import used_vocabulary
-from exporter.recipes import QuantOptions
+from exporter.quant_options import QuantOptions
 from exporter.reductions import SUPPRESSED
 from exporter.runtime.session import Reductions, Session
 from exporter.weights_file import ALIGNMENT, as_bytes
@@ -144,7 +144,7 @@ def test_the_file_holds_what_was_quantized(variant: Variant, quantized: dict[str
         assert tensor.length is not None
         return content[tensor.offset : tensor.offset + tensor.length]
 
-    for name, linear in lowered.quantized.block(1).items():
+    for name, linear in lowered.quantized.block(1).linears.items():
         shape = linear.codes.T.shape
         if linear.bits == 4:
             codes = unpack_int4(np.frombuffer(stored(f"1.{name}"), np.uint8), tuple(shape))
@@ -177,9 +177,9 @@ def optimized(path: Path, out: Path) -> onnx.ModelProto:
 
 def check_fused(lowered: Lowered, out: Path) -> None:
     """One MatMulNBits a quantized linear, and no other product with weights."""
-    assert lowered.recipe.bits is not None
+    assert lowered.recipe.weights is not None
     layers, vocab = lowered.checkpoint.spec.layers, lowered.checkpoint.spec.vocab_size
-    expected = Counter({lowered.recipe.bits: layers * len(LINEARS)})
+    expected = Counter({lowered.recipe.weights.bits: layers * len(LINEARS)})
     quantized_head = lowered.recipe.head_bits == 8
     expected[8] += quantized_head
     for kind in KINDS:
@@ -192,7 +192,7 @@ def check_fused(lowered: Lowered, out: Path) -> None:
                 if facts["N"] != vocab:
                     groups.add(facts["block_size"])
         assert found == +expected
-        assert groups == {lowered.recipe.group}
+        assert groups == {lowered.recipe.weights.group}
         types = Counter(node.op_type for node in nodes)
         assert types["DequantizeLinear"] == types["Gemm"] == 0
         assert types["MatMul"] == (not quantized_head)
@@ -232,7 +232,8 @@ def test_a_last_group_may_be_shorter(family: str, recipe: str, tmp_path: Path) -
     """Width 48 and MLP 88 in groups of 32."""
     folder = random_checkpoint(tmp_path / "ragged", family, 48, 88, 120, layers=2, heads=4)
     lowered = lower(open_checkpoint(folder), recipe, tmp_path / "lowered")
-    assert lowered.recipe.group == lowered.recipe.head_group == 32
+    assert lowered.recipe.weights is not None
+    assert lowered.recipe.weights.group == lowered.recipe.head_group == 32
     assert list(lowered.stored.tensors["0.down.scale"].shape) == [3, 48]
     check_layout(lowered)
     check_fused(lowered, tmp_path)

@@ -11,6 +11,7 @@ from exporter import float_session
 from exporter.checkpoint import open_checkpoint
 from exporter.families import Spec
 from exporter.float_session import FloatModel, FloatSession
+from exporter.layer import Layer
 from exporter.model import GROUPS, Context, attend, make_context, rms_norm, run_block, trace_block
 from tests.fixtures_lower import (
     FP32_ERROR,
@@ -200,7 +201,7 @@ def test_attention_is_the_textbook_one(name: str) -> None:
     for rows in sees:  # a query that sees nothing: its output is not compared
         rows[:] = [keys or [0] for keys in rows]
     want = attention_by_hand(spec, w, x, positions, sees)
-    got = attend(spec, w, x, make_context(spec, real))
+    got = attend(spec, Layer(w), x, make_context(spec, real))
     # q, k, v sum 24 terms, a score 6, the mean of values 7, each exact to eps; an error of a score
     # counts as often as the score is large, here up to 4
     terms = 4 * (24 + 24 + 6) + 24 + 7
@@ -235,14 +236,14 @@ def block_of(family: str) -> tuple[Spec, dict[str, torch.Tensor], torch.Tensor, 
 @each_family
 def test_a_block_stops_before_each_group_of_linears(family: str) -> None:
     spec, w, hidden, context = block_of(family)
-    steps = list(trace_block(spec, w, hidden, context))
+    steps = list(trace_block(spec, Layer(w), hidden, context))
     assert [name for name, _ in steps] == [*(group.name for group in GROUPS), "out"]
     for group, (_, x) in zip(GROUPS, steps, strict=False):
         assert all(x.shape[-1] == w[linear].shape[1] for linear in group.linears)
     assert {linear for group in GROUPS for linear in group.linears} == {
         name for name, tensor in w.items() if tensor.dim() == 2
     }
-    assert torch.equal(steps[-1][1], run_block(spec, w, hidden, context))
+    assert torch.equal(steps[-1][1], run_block(spec, Layer(w), hidden, context))
 
 
 @each_family
@@ -251,13 +252,13 @@ def test_what_follows_a_stop_runs_with_new_weights(family: str, index: int) -> N
     """Linears replaced at the stop before them count; the input at that stop does not change."""
     spec, w, hidden, context = block_of(family)
     changed = {**w, **{name: 0.5 * w[name] for name in GROUPS[index].linears}}
-    before = list(trace_block(spec, w, hidden, context))
+    before = list(trace_block(spec, Layer(w), hidden, context))
     seen = []
-    for name, x in trace_block(spec, w, hidden, context):
+    for name, x in trace_block(spec, Layer(w), hidden, context):
         seen.append((name, x))
         if name == GROUPS[index].name:
             w.update(changed)
-    after = list(trace_block(spec, changed, hidden, context))
+    after = list(trace_block(spec, Layer(changed), hidden, context))
     assert all(torch.equal(x, new) for (_, x), (_, new) in zip(seen, after, strict=True))
     assert torch.equal(seen[index][1], before[index][1])
     assert not torch.equal(seen[-1][1], before[-1][1])
@@ -266,8 +267,8 @@ def test_what_follows_a_stop_runs_with_new_weights(family: str, index: int) -> N
 @each_family
 def test_a_replacement_comes_too_late_after_its_group(family: str) -> None:
     spec, w, hidden, context = block_of(family)
-    want = run_block(spec, dict(w), hidden, context)
-    for name, x in trace_block(spec, w, hidden, context):
+    want = run_block(spec, Layer(dict(w)), hidden, context)
+    for name, x in trace_block(spec, Layer(w), hidden, context):
         last = x
         if name == GROUPS[1].name:
             w.update({linear: w[linear] * 0 for linear in ("q", "k", "v")})

@@ -11,7 +11,8 @@ import targets
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.errors import UserError
 from exporter.planner import Needs, check_fits, estimate
-from exporter.recipes import QuantOptions, Storage, make_recipe
+from exporter.quant_options import QuantOptions
+from exporter.recipes import Storage, make_recipe
 from tests.fixtures_lower import CANVAS, golden, lower, random_checkpoint
 
 GIB = 2**30

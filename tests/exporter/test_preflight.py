@@ -7,6 +7,7 @@ import pytest
 import targets
 from exporter.errors import UserError
 from exporter.preflight import check_lengths, check_output, load_target
+from exporter.prompts import Prompts
 from exporter.runtime.settings import Settings
 
 
@@ -36,12 +37,20 @@ def test_a_mistyped_target_is_guessed(typed: str, close: str) -> None:
 
 @pytest.mark.parametrize(("longest", "fits"), [(1, True), (48, True), (49, False), (500, False)])
 def test_prompt_and_answer_fit_into_the_canvas_exactly(longest: int, fits: bool) -> None:
-    settings, prompts = Settings(gen_length=16, block_length=16), [[1], [2] * longest, [3]]
+    settings = Settings(gen_length=16, block_length=16)
+    prompts = Prompts(((1,), (2,) * longest), (None, None), ((3,),), "made up")
     if fits:
         check_lengths(prompts, settings, 64)
         return
     with pytest.raises(UserError, match=f"{longest} tokens.* 16 .* 64 tokens"):
         check_lengths(prompts, settings, 64)
+
+
+def test_answers_of_their_own_length_are_counted_so() -> None:
+    settings = Settings(gen_length=16, block_length=16)
+    check_lengths(Prompts(((1,) * 30,), (34,), ((3,),), "made up"), settings, 64)
+    with pytest.raises(UserError, match=r"30 tokens.* 35 .* 64 tokens"):
+        check_lengths(Prompts(((1,) * 30,), (35,), ((3,),), "made up"), settings, 64)
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,11 +95,24 @@ def test_the_gate_sees_no_prompt_of_calibration(
     assert found == read_prompts(golden("llada"), file, calibrate, check, seed)
 
 
-def test_reference_tasks_are_the_default() -> None:
+def test_a_checkpoint_brings_its_own_tasks() -> None:
+    """The second reference has answers of 8 and of 16 tokens: those of the gate are all alike."""
+    steps = open_checkpoint(reference_folder("steps"))
+    found = read_prompts(steps, None, 64, 32, seed=0, gen_length=16)
+    assert set(found.lengths) == {8, 16}
+    assert {len(ids) for ids in found.held_out} == {18}  # the prompts of Latin squares
+    assert {len(ids) for ids in read_prompts(steps, None, 1, 32, 0, 8).held_out} == {11}
+
+
+def test_reference_tasks_are_the_default(tmp_path: Path) -> None:
     reference = open_checkpoint(reference_folder())
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_bytes((reference.folder / name).read_bytes())
+    bare = read_prompts(open_checkpoint(tmp_path), None, 32, 16, seed=0)
+    assert bare.source == "reference tasks"
     found = read_prompts(reference, None, 32, 16, seed=0)
     assert (len(found.calibration), len(found.held_out)) == (32, 16)
-    assert found.source == "reference tasks"
+    assert replace(bare, source=found.source) == found
     assert not set(found.calibration) & set(found.held_out)
     other = read_prompts(reference, None, 32, 16, seed=1)
     assert other.calibration != found.calibration

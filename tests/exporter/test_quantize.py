@@ -9,21 +9,31 @@ import torch
 import torch.nn.functional as F
 
 from exporter.calibrate import batch_states, calibrate
+from exporter.layer import Layer
 from exporter.model import GROUPS, make_context, rms_norm, run_block
 from exporter.progress import Progress
-from exporter.quantize import Batch, CalibratedBlock, Quantized, check_block, quantize
-from exporter.recipes import QuantOptions, Recipe, make_recipe
+from exporter.prompts import Prompts
+from exporter.quant_options import QuantOptions
+from exporter.quantize import (
+    Batch,
+    CalibratedBlock,
+    Quantized,
+    check_block,
+    check_done,
+    quantize,
+)
+from exporter.recipes import Recipe, make_recipe
 from exporter.runtime.settings import Settings
 from exporter.work import open_work
 from passes.base import Alone, Block, Stats
 from passes.calibrate.states import CalibrationSet
-from passes.numerics import QuantizedLinear
+from passes.numerics import QuantizedLinear, WeightGrid
 from passes.weights.rtn import Rtn, round_to_nearest
 from tests.commands import changed, content
 from tests.exporter.conftest import Golden
 
 SETTINGS = Settings(gen_length=8, steps=4, block_length=8, early_stop=False)
-PROMPTS = ([3, 5, 8, 13], [21, 34])
+ASKED = Prompts(((3, 5, 8, 13), (21, 34)), (None, None), (), "made up")
 
 
 def recipe_of(golden: Golden, name: str) -> Recipe:
@@ -33,7 +43,7 @@ def recipe_of(golden: Golden, name: str) -> Recipe:
 def calibration_of(golden: Golden, recipe: Recipe, folder: Path) -> CalibrationSet | None:
     with open_work(folder) as work:
         return calibrate(
-            golden.model, "digest", golden.facts, SETTINGS, PROMPTS, recipe, Alone(), work,
+            golden.model, "digest", golden.facts, SETTINGS, ASKED, recipe, Alone(), work,
             Progress(),
         )  # fmt: skip
 
@@ -66,13 +76,13 @@ def input_of(block: CalibratedBlock, group: int) -> torch.Tensor:
 def test_inputs_are_those_of_a_plain_forward(golden: Golden) -> None:
     """What the linears make of them, put together by hand, is the output of the block."""
     block = open_block(golden, 1)
-    spec, w, (batch,) = block.spec, block.weights, block.batches
+    spec, w, (batch,) = block.spec, block.tensors, block.batches
     attention, output, mlp, down = (input_of(block, i) for i in range(4))
     middle = batch.hidden + output @ w["o"].T
     assert torch.equal(attention, rms_norm(batch.hidden, w["attn_norm"], spec.norm_eps))
     assert torch.equal(mlp, rms_norm(middle, w["mlp_norm"], spec.norm_eps))
     assert torch.equal(down, F.silu(mlp @ w["gate"].T) * (mlp @ w["up"].T))
-    plain = run_block(spec, w, batch.hidden, batch.context)
+    plain = run_block(spec, Layer(w), batch.hidden, batch.context)
     assert torch.equal(middle + down @ w["down"].T, plain)
     block.advance()
     assert torch.equal(block.batches[0].hidden, plain)
@@ -83,7 +93,7 @@ def test_replaced_weights_are_used_downstream_and_only_there(golden: Golden, gro
     block = open_block(golden, 0)
     before = [input_of(block, i) for i in range(4)]
     for linear in GROUPS[group].linears:
-        block.replace(linear, round_to_nearest(block.weight(linear), 2, 32))
+        block.replace(linear, round_to_nearest(block.weight(linear), WeightGrid(2, 32)))
         assert torch.equal(block.weight(linear), block.replaced[linear].dequantize())
     after = [input_of(block, i) for i in range(4)]
     for i in range(4):
@@ -96,7 +106,7 @@ def test_values_of_zero_leave_only_the_bias(golden: Golden) -> None:
     nothing = QuantizedLinear(torch.zeros_like(v, dtype=torch.int8), torch.ones(len(v), 2), 4, 32)
     block.replace("v", nothing)
     spec = block.spec
-    bias = block.weights.get("v_bias", torch.zeros(len(v))).view(spec.kv_heads, spec.head_dim)
+    bias = block.tensors.get("v_bias", torch.zeros(len(v))).view(spec.kv_heads, spec.head_dim)
     wanted = bias.repeat_interleave(spec.heads // spec.kv_heads, 0).flatten()
     # attention averages equal values: the weights of 7 keys sum to 1 within 7 roundings
     bound = 7 * torch.finfo(torch.float32).eps * float(wanted.abs().max())
@@ -108,14 +118,17 @@ def test_values_of_zero_leave_only_the_bias(golden: Golden) -> None:
 @pytest.mark.parametrize("damage", ["missing", "nan"])
 def test_a_block_that_is_not_whole_is_noticed(llada: Golden, damage: str) -> None:
     block = open_block(llada, 0)
-    Rtn(4, 32)(block)
+    block.groups = [replace(group, grid=WeightGrid(4, 32)) for group in GROUPS]
+    Rtn()(block)
     check_block(block)
+    check_done(block)
     if damage == "missing":
         del block.replaced["up"]
     else:
-        block.weights["up"][0, 0] = torch.nan
+        block.tensors["up"][0, 0] = torch.nan
     with pytest.raises(AssertionError, match="up"):
         check_block(block)
+        check_done(block)
 
 
 @dataclass(frozen=True)
@@ -126,7 +139,7 @@ class Watched:
 
     def __call__(self, block: Block, /) -> Stats:
         self.seen.append(torch.cat([x for x, _ in block.inputs(GROUPS[0])]))
-        return Rtn(4, 32)(block)
+        return Rtn()(block)
 
 
 def test_each_block_sees_what_the_quantized_ones_before_it_produce(
@@ -150,8 +163,8 @@ def test_each_block_sees_what_the_quantized_ones_before_it_produce(
         spec = golden.checkpoint.spec
         normed = [rms_norm(h, weights["attn_norm"], spec.norm_eps) for h, _ in hidden]
         assert torch.equal(seen[index], torch.cat([x.flatten(0, 1) for x in normed]))
-        linears = {name: q.dequantize() for name, q in quantized.block(index).items()}
-        hidden = [(run_block(spec, {**weights, **linears}, h, c), c) for h, c in hidden]
+        layer = quantized.block(index).layer()
+        hidden = [(run_block(spec, layer, h, c), c) for h, c in hidden]
 
 
 def test_rounding_to_nearest_needs_no_calibration(golden: Golden, tmp_path: Path) -> None:
@@ -160,10 +173,11 @@ def test_rounding_to_nearest_needs_no_calibration(golden: Golden, tmp_path: Path
     quantized = run(golden, recipe, tmp_path)
     assert quantized is not None
     for index in range(golden.checkpoint.spec.layers):
-        weights, linears = golden.checkpoint.block(index), quantized.block(index)
+        weights, linears = golden.checkpoint.block(index), quantized.block(index).linears
         assert set(linears) == {name for group in GROUPS for name in group.linears}
         for name, linear in linears.items():
-            nearest = round_to_nearest(weights[name], recipe.bits or 0, recipe.group)
+            assert recipe.weights is not None
+            nearest = round_to_nearest(weights[name], recipe.weights)
             assert torch.equal(linear.codes, nearest.codes)
             assert torch.equal(linear.scales, nearest.scales)
 

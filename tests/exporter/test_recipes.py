@@ -1,26 +1,30 @@
 """Names, passes and groups of recipes, and what is refused."""
 
+import re
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.errors import UserError
-from exporter.recipes import (
-    BITS,
-    GROUPS,
-    METHODS,
-    Limits,
-    QuantOptions,
-    Storage,
-    make_recipe,
-    names,
-)
+from exporter.model import GROUPS as GROUPS_OF_LINEARS
+from exporter.quant_options import QuantOptions
+from exporter.recipes import BITS, GROUPS, METHODS, Limits, Storage, make_recipe, names
+from passes.activations.grid import ActivationGrid
+from passes.activations.ia_aq import IaAq
+from passes.activations.static import StaticScales
 from passes.calibrate.cgq import Cgq
 from passes.calibrate.tmas import Tmas
 from passes.calibrate.uniform import Uniform
+from passes.numerics import WeightGrid
+from passes.transforms.awq import Awq
+from passes.transforms.omniquant import OmniQuant
+from passes.transforms.quarot import RotateDown, RotateHeads, RotateQueriesKeys
 from passes.weights.gptq import Gptq
+from passes.weights.lorc import Lorc
+from passes.weights.quantease import QuantEase
 from passes.weights.rtn import Rtn
 from targets import load
 from targets import names as target_names
@@ -44,7 +48,8 @@ def test_float_recipes_quantize_nothing() -> None:
     for name in ("fp32", "fp16"):
         recipe = make_recipe(name, SPEC, QuantOptions(embed_bits=8), "fp16")
         assert (recipe.compute, recipe.storage) == (name, name)
-        assert (recipe.bits, recipe.blocks, recipe.draw, recipe.weigh) == (None, (), None, None)
+        assert (recipe.weights, recipe.activation, recipe.attention) == (None, None, None)
+        assert (recipe.blocks, recipe.draw, recipe.weigh, recipe.rotation) == ((), None, None, None)
         assert (recipe.head_bits, recipe.embed_bits) == (16, 16)
 
 
@@ -53,23 +58,106 @@ def test_float_recipes_quantize_nothing() -> None:
 def test_activations_take_the_type_that_the_target_is_fast_in(name: str, compute: Storage) -> None:
     recipe = make_recipe(name, SPEC, QuantOptions(), compute)
     assert (recipe.compute, recipe.storage) == (compute, "fp16")
-    assert recipe.bits == int(name[1])
+    assert recipe.weights is not None and recipe.weights.bits == int(name[1])
 
 
 def test_a_method_is_a_choice_of_passes() -> None:
     options = QuantOptions(
         group=32, act_order=True, damping=0.05, clip=True, samples=7, bins="trajectory",
-        visible_score="zero", seed=3,
+        visible_score="zero", seed=3, rank=5,
     )  # fmt: skip
-    made = {method: make_recipe(f"w4a16-{method}", SPEC, options, "fp32") for method in METHODS}
-    gptq = Gptq(4, 32, act_order=True, damping=0.05, clip=True)
+    gptq = Gptq(act_order=True, damping=0.05)
     tmas, cgq = Tmas(7, bins="trajectory", seed=3), Cgq(visible_score="zero")
-    found = {m: (r.draw, r.weigh, r.blocks) for m, r in made.items()}
-    assert found == {
+    uniform = Uniform(7, 3)
+    expected: dict[str, tuple[object, object, object]] = {
         "dllmquant": (tmas, cgq, (gptq,)),
-        "gptq": (Uniform(7, 3), None, (gptq,)),
-        "rtn": (None, None, (Rtn(4, 32, clip=True),)),
+        "gptq": (uniform, None, (gptq,)),
+        "rtn": (None, None, (Rtn(),)),
+        "awq": (uniform, None, (Awq(), Rtn())),
+        "quantease": (uniform, None, (QuantEase(damping=0.05),)),
+        "lorc": (uniform, None, (Lorc(gptq, 5),)),
+        "omniquant": (uniform, None, (OmniQuant(),)),
+        "quarot": (uniform, None, (RotateHeads(), RotateDown(), RotateQueriesKeys(), gptq)),
     }
+    for method in METHODS.keys() - {"smoothquant", "duquant"}:
+        recipe = make_recipe(f"w4a16-{method}", SPEC, options, "fp32")
+        assert (recipe.draw, recipe.weigh, recipe.blocks) == expected[method]
+        assert recipe.weights == WeightGrid(4, 32, clip=True)
+        assert (recipe.rotation is not None) == (method == "quarot")
+
+
+def test_components_are_switched_on_one_by_one() -> None:
+    base = make_recipe("w4a4-quarot", SPEC, QuantOptions(), "fp32")
+    assert (base.draw, base.weigh) == (Uniform(), None)
+    assert IaAq("minmax") in base.blocks
+    whole = make_recipe("w4a4-quarot+iaaq+cgq+tmas", SPEC, QuantOptions(), "fp32")
+    assert (whole.draw, whole.weigh) == (Tmas(), Cgq())
+    assert IaAq("wide") in whole.blocks and IaAq("minmax") not in whole.blocks
+    for left_out in ("tmas", "cgq", "iaaq"):
+        name = "+".join(["w4a4-quarot", *({"tmas", "cgq", "iaaq"} - {left_out})])
+        one = make_recipe(name, SPEC, QuantOptions(), "fp32")
+        assert (one.draw == whole.draw) == (left_out != "tmas")
+        assert (one.weigh == whole.weigh) == (left_out != "cgq")
+        assert (one.blocks == whole.blocks) == (left_out != "iaaq")
+    spelled_out = f"w4a4-{BITS['w4a4'].default}"
+    named = make_recipe("w4a4", SPEC, QuantOptions(), "fp32")
+    spelled = make_recipe(spelled_out, SPEC, QuantOptions(), "fp32")
+    assert repr(replace(spelled, name=named.name)) == repr(named)  # grids are compared by identity
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "activation", "operands"),
+    [
+        ("w8a8", WeightGrid(8, None, clip=True), ActivationGrid(8), (8, 8, 8, 8)),
+        ("w4a8", WeightGrid(4, 32, 2, True), ActivationGrid(8), (8, 8, 8, 8)),
+        ("w4a4", WeightGrid(4, 32), ActivationGrid(4, "group", 32), (8, 8, 4, 8)),
+    ],
+)
+def test_bits_are_grids(
+    name: str, weights: WeightGrid, activation: ActivationGrid, operands: tuple[int, ...]
+) -> None:
+    recipe = make_recipe(name, SPEC, QuantOptions(), "fp32")
+    assert (recipe.weights, recipe.activation) == (weights, activation)
+    grid = recipe.attention
+    assert grid is not None and (grid.q_bits, grid.k_bits, grid.v_bits, grid.p_bits) == operands
+    group = recipe.on_grids(0, GROUPS_OF_LINEARS[0])
+    assert (group.grid, group.activation) == (weights, activation)
+
+
+def test_integers_are_summed_over_groups_only_where_weights_have_two_levels() -> None:
+    """A scale a token and whole-number group scales: what int8 products need."""
+    recipe = make_recipe("w4a4", SPEC, QuantOptions(activation="token"), "fp32")
+    assert recipe.weights == WeightGrid(4, 32, 2, True)
+    static = make_recipe("w8a8", SPEC, QuantOptions(activation="tensor"), "fp32")
+    assert StaticScales() in static.blocks
+    mixed = replace(recipe, high=frozenset({(1, "mlp output")}))
+    down = GROUPS_OF_LINEARS[3]
+    assert mixed.on_grids(1, down).grid == WeightGrid(8, None, 1, True)
+    assert mixed.on_grids(0, down).grid == recipe.weights
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error"),
+    [
+        ("w4a4-gptq+tmas+clean", {}, "more than one place"),
+        ("w4a4-gptq+token+group", {}, "more than one kind"),
+        ("w4a4-gptq+token", {"activation": "group"}, "--activation group"),
+        ("w4a16-gptq+token", {}, "stay float"),
+        ("w4a4-gptq+magic", {}, "Unknown component `magic`"),
+        ("w4a16-gptq+iaaq", {}, "stay float"),
+        ("w4a16-smoothquant", {}, "stay float"),
+        ("w4a16-duquant", {}, "stay float"),
+        ("w4a16", {"activation": "token"}, "stay float"),
+        ("w4a4", {"p_bits": 5}, "--p-bits 5"),
+        ("w4a4", {"head_bits": 4}, "--head-bits 4"),
+    ],
+)
+def test_what_cannot_be_put_together_is_refused(
+    name: str, options: dict[str, Any], error: str
+) -> None:
+    with pytest.raises(UserError, match=error) as refused:
+        make_recipe(name, SPEC, QuantOptions(**options), "fp32")
+    assert refused.value.hint
 
 
 def test_settings_reach_the_recipe() -> None:
@@ -93,7 +181,8 @@ def test_the_largest_group_that_divides_every_linear_is_taken(
     spec = replace(SPEC, width=width, heads=heads // 8, head_dim=8, mlp_width=mlp)
     recipe = make_recipe("w4a16-rtn", spec, QuantOptions(), "fp32")
     fitting = [g for g in GROUPS if width % g == heads % g == mlp % g == 0]
-    assert recipe.group == max(fitting, default=32)
+    assert recipe.weights is not None
+    assert recipe.weights.group == max(fitting, default=32)
     assert recipe.head_group == max((g for g in GROUPS if width % g == 0), default=32)
 
 
@@ -102,7 +191,8 @@ def test_a_group_that_does_not_fit_is_refused(width: int, mlp: int, group: int) 
     spec = replace(SPEC, width=width, heads=width // 8, head_dim=8, mlp_width=mlp)
     options = QuantOptions(group=group)
     if group in GROUPS and width % group == mlp % group == 0:
-        assert make_recipe("w4a16-rtn", spec, options, "fp32").group == group
+        weights = make_recipe("w4a16-rtn", spec, options, "fp32").weights
+        assert weights is not None and weights.group == group
         return
     with pytest.raises(UserError, match=f"Group {group} does not fit") as error:
         make_recipe("w4a16-rtn", spec, options, "fp32")
@@ -113,12 +203,21 @@ def test_a_group_that_does_not_fit_is_refused(width: int, mlp: int, group: int) 
 
 
 @pytest.mark.parametrize(
-    "name", ["w5a16", "w4a16-magic", "fp32-rtn", "fp16-dllmquant", "", "W4A16"]
+    ("name", "known"),
+    [
+        ("w5a16", BITS),
+        ("w4a16-magic", METHODS),
+        ("fp32-rtn", ["fp32"]),
+        ("fp16-dllmquant", ["fp16"]),
+        ("fp16+cgq", ["fp16"]),
+        ("", BITS),
+        ("W4A16", BITS),
+    ],
 )
-def test_an_unknown_recipe_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(UserError, match=f"Unknown recipe `{name}`") as error:
+def test_an_unknown_recipe_is_refused_with_the_known_ones(name: str, known: list[str]) -> None:
+    with pytest.raises(UserError, match=re.escape(f"Unknown recipe `{name}`")) as error:
         make_recipe(name, SPEC, QuantOptions(), "fp32")
-    assert all(known in error.value.hint for known in names())
+    assert all(part in error.value.hint for part in known)
 
 
 @pytest.mark.parametrize("target", [t for t in target_names() if load(t).supported])

@@ -55,12 +55,18 @@ def test_text_file_is_one_prompt_a_line(tmp_path: Path) -> None:
         ('{"ids": []}', r"`ids` is not a list of token ids: \[\]"),
         ('{"ids": [1, -1]}', r"`ids` is not a list of token ids: \[1, -1\]"),
         ('{"ids": [1, 2.0]}', r"`ids` is not a list of token ids: \[1, 2\.0\]"),
-        ('{"prompt": "p", "match": "regex"}', '`match` is "regex", known are exact, sum'),
+        ('{"prompt": "p", "match": "fuzzy"}', '`match` is "fuzzy", known are exact, sum'),
         ('{"prompt": "p", "match": []}', r"`match` is \[\], known are exact, sum"),
         (
             '{"prompt": "p", "answer": "x", "match": "sum"}',
             '`answer` "x" does not fit `match` "sum"',
         ),
+        (
+            '{"prompt": "p", "answer": "x", "match": "numeric"}',
+            '"x" does not fit `match` "numeric"',
+        ),
+        ('{"prompt": "p", "answer": "(", "match": "regex"}', r'"\(" does not fit `match` "regex"'),
+        ('{"prompt": "p", "answer": "def", "match": "code"}', '"def" does not fit `match` "code"'),
     ],
 )
 def test_unusable_line_is_named(tmp_path: Path, line: str, seen: str) -> None:
@@ -90,3 +96,12 @@ def test_correctness_needs_an_answer() -> None:
     assert not is_correct(Example("t", "p", "a"), "b")
     with pytest.raises(ValueError, match="'p' of 't' has no answer"):
         is_correct(Example("t", "p"), "a")
+
+
+def test_programs_run_only_where_that_is_allowed() -> None:
+    example = Example("t", "p", "assert double(2) == 4", match="code")
+    with pytest.raises(UserError, match="`t` are programs") as caught:
+        is_correct(example, "def double(x): return 2 * x")
+    assert "--allow-code" in caught.value.hint
+    assert is_correct(example, "def double(x): return 2 * x", allow_code=True)
+    assert not is_correct(example, "def double(x): return 3 * x", allow_code=True)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.agreement import wilson
-from tools.paired_accuracy import Pairs, count_pairs, difference_interval, mcnemar
+from exporter.evaluation.paired import Pairs, count_pairs, difference_interval, mcnemar
 
 COUNTS = st.tuples(*[st.integers(0, 300)] * 4).filter(any).map(lambda counts: Pairs(*counts))
 

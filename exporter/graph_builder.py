@@ -1,0 +1,94 @@
+"""Appends nodes to one ONNX graph."""
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from exporter.weights_file import Stored
+
+OPSET = 24
+FLOAT, HALF, INT64 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT64
+
+
+class Builder:
+    """Appends nodes to one graph; the only mutable thing while a graph is made."""
+
+    def __init__(self, stored: Stored, compute: ir.DataType, name: str) -> None:
+        self.tensors, self.groups, self.blocks = stored.tensors, stored.groups, stored.blocks
+        self.compute = compute
+        self.graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": OPSET})
+        self.named: dict[str, ir.Value] = {}  # what becomes an output
+        self._initializers: dict[str, ir.Value] = {}
+
+    def input(self, name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        self.graph.inputs.append(value)
+        return value
+
+    def output(self, name: str) -> None:
+        kinds = {"id1": INT64, "topk_ids": INT64}
+        tails: dict[str, list[int | str]] = {
+            "topk_ids": ["B", "W", "K"],
+            "topk_logits": ["B", "W", "K"],
+            "logits": ["rows", "S", "V"],
+        }
+        value = self.named[name]
+        value.name, value.type = name, ir.TensorType(kinds.get(name, FLOAT))
+        value.shape = ir.Shape(tails.get(name, ["B", "W"]))
+        self.graph.outputs.append(value)
+
+    def ops(
+        self, kind: str, count: int, *inputs: ir.Value, **attributes: int | float | list[int]
+    ) -> list[ir.Value]:
+        node = ir.node(kind, list(inputs), attributes=attributes, num_outputs=count)
+        self.graph.append(node)
+        return list(node.outputs)
+
+    def op(self, kind: str, *inputs: ir.Value, **attributes: int | float | list[int]) -> ir.Value:
+        return self.ops(kind, 1, *inputs, **attributes)[0]
+
+    def cast(self, x: ir.Value, to: ir.DataType) -> ir.Value:
+        return self.op("Cast", x, to=int(to))
+
+    def weight(self, name: str) -> ir.Value:
+        """A tensor of the weights file as initializer, one a graph."""
+        return self._initializer(name, self.tensors[name])
+
+    def scale(self, name: str) -> ir.Value:
+        """A float16 tensor of the file in the type of the arithmetic."""
+        value = self.weight(name)
+        return value if self.compute == HALF else self.cast(value, self.compute)  # folds at load
+
+    def ints(self, values: list[int]) -> ir.Value:
+        return self._constant("i" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def int_scalar(self, value: int) -> ir.Value:
+        return self._constant(f"int_{value}", np.array(value, np.int64))
+
+    def floats(self, values: list[float]) -> ir.Value:
+        return self._constant("f" + "_".join(map(str, values)), np.array(values, np.float32))
+
+    def number(self, value: float) -> ir.Value:
+        """A scalar in the type of the arithmetic."""
+        kind = np.float16 if self.compute == HALF else np.float32
+        return self._constant(f"number_{value!r}", np.array(value, kind))
+
+    def int8_zero(self) -> ir.Value:
+        return self._constant("int8_zero", np.array(0, np.int8))
+
+    def _constant(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
+        return self._initializer(name, ir.tensor(array, name=name))
+
+    def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        if name not in self._initializers:
+            shape = ir.Shape(tensor.shape.numpy())
+            value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape,
+                             const_value=tensor)  # fmt: skip
+            self.graph.register_initializer(value)
+            self._initializers[name] = value
+        return self._initializers[name]
+
+    def rms_norm(self, x: ir.Value, weight: str, eps: float) -> ir.Value:
+        """RMSNorm over the last axis; squares are summed in fp32 (stash type 1)."""
+        return self.op("RMSNormalization", x, self.weight(weight), axis=-1, epsilon=eps,
+                       stash_type=1)  # fmt: skip

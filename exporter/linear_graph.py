@@ -1,0 +1,127 @@
+"""Linears in the graph, with what turns and rounds their inputs: standard operators only.
+
+Float inputs meet weights de-quantized in groups, which ONNX Runtime fuses to MatMulNBits. Inputs
+rounded a token meet 8-bit weights in a product of integers: `x / s` goes through Q/DQ with scale 1,
+and the output is multiplied by s, the one portable form of a scale a token that ONNX Runtime fuses
+(to MatMulIntegerToFloat) and TensorRT builds. Inputs rounded in groups are rounded in floats.
+"""
+
+import onnx_ir as ir
+
+from exporter.graph_builder import Builder
+from passes.activations.grid import LEAST_SCALE, ActivationGrid
+from passes.base import LinearGroup
+
+INT8, INT32 = ir.DataType.INT8, ir.DataType.INT32
+
+
+def enter(g: Builder, index: int, group: LinearGroup, x: ir.Value) -> ir.Value:
+    """The input (rows, S, in) of a group, turned into the basis of its weights."""
+    for prefix in g.blocks[index].transforms.get(group.name, ()):
+        x = _turn(g, prefix, x)
+    return x
+
+
+def _turn(g: Builder, prefix: str, x: ir.Value) -> ir.Value:
+    """One transform (`passes.transforms.online`) whose tensors lie under `prefix`."""
+    if f"{prefix}.order" in g.tensors:
+        return g.op("Gather", x, g.weight(f"{prefix}.order"), axis=-1)
+    left, right = f"{prefix}.left", f"{prefix}.right"
+    y = g.op("Reshape", x, g.ints([0, 0, _length(g, left), _length(g, right)]))
+    if right in g.tensors:
+        y = g.op("MatMul", y, g.weight(right))
+    if left in g.tensors:
+        y = g.op("MatMul", g.weight(left), y)
+    return g.op("Reshape", y, g.ints([0, 0, -1]))
+
+
+def _length(g: Builder, name: str) -> int:
+    """Rows of a tensor of the file; -1, which is what is left in a Reshape, where it is not."""
+    return g.tensors[name].shape.numpy()[0] if name in g.tensors else -1
+
+
+def leave(g: Builder, index: int, group: LinearGroup, x: ir.Value) -> list[ir.Value]:
+    """The outputs (rows, S, out) of a group's linears for what `enter` returned."""
+    grid = g.blocks[index].activations.get(group.name)
+    names = [f"{index}.{name}" for name in group.linears]
+    if grid is None:
+        outputs = [linear(g, name, x) for name in names]
+    elif grid.granularity == "group":
+        rounded = _round_groups(g, grid, x)
+        outputs = [linear(g, name, rounded) for name in names]
+    else:
+        scale = _token_scale(g, grid, x)
+        whole = _clipped(g, grid, g.op("Div", x, scale))
+        products = [_integers(g, whole, name, place) for place, name in enumerate(names)]
+        outputs = [g.op("Mul", product, scale) for product in products]
+    return [_finish(g, name, x, y) for name, y in zip(names, outputs, strict=True)]
+
+
+def linear(g: Builder, name: str, x: ir.Value) -> ir.Value:
+    """x · W. Quantized weights: DequantizeLinear(axis 0, blocks of inputs) before MatMul."""
+    weight = g.weight(name)
+    if name in g.groups:
+        weight = g.op("DequantizeLinear", weight, g.scale(f"{name}.scale"), axis=0,
+                      block_size=g.groups[name])  # fmt: skip
+    return g.op("MatMul", x, weight)
+
+
+def _finish(g: Builder, name: str, x: ir.Value, y: ir.Value) -> ir.Value:
+    """The product y with the low-rank correction of the unrounded x, and the bias."""
+    if f"{name}.left" in g.tensors:
+        narrow = g.op("MatMul", x, g.scale(f"{name}.right"))
+        y = g.op("Add", y, g.op("MatMul", narrow, g.scale(f"{name}.left")))
+    bias = f"{name}_bias"
+    return g.op("Add", y, g.weight(bias)) if bias in g.tensors else y
+
+
+def _round_groups(g: Builder, grid: ActivationGrid, x: ir.Value) -> ir.Value:
+    """x rounded and back, a scale a token and group of channels."""
+    assert grid.group is not None
+    runs = g.op("Reshape", x, g.ints([0, 0, -1, grid.group]))
+    scale = _token_scale(g, grid, runs)
+    codes = g.op("Round", g.op("Div", runs, scale))
+    if grid.clip < 1:
+        codes = g.op("Clip", codes, g.number(-grid.top - 1.0), g.number(float(grid.top)))
+    return g.op("Reshape", g.op("Mul", codes, scale), g.ints([0, 0, -1]))
+
+
+def _token_scale(g: Builder, grid: ActivationGrid, x: ir.Value) -> ir.Value:
+    """Scales (…, 1) of the values along the last axis; a scalar if they were calibrated."""
+    if grid.scale is not None:
+        return g.number(grid.scale)
+    largest = g.op("ReduceMax", g.op("Abs", x), g.ints([-1]), keepdims=1)
+    return g.op("Max", g.op("Mul", largest, g.number(grid.clip / grid.top)), g.number(LEAST_SCALE))
+
+
+def _clipped(g: Builder, grid: ActivationGrid, x: ir.Value) -> ir.Value:
+    """x within the codes of the grid; int8 saturates on its own."""
+    if grid.top < 127 and (grid.clip < 1 or grid.scale is not None):
+        return g.op("Clip", x, g.number(-grid.top - 1.0), g.number(float(grid.top)))
+    return x
+
+
+def _integers(g: Builder, x: ir.Value, name: str, place: int) -> ir.Value:
+    """The product of x, rounded to int8, and an 8-bit weight: integers times the output scales.
+
+    Linears that share an input round it each for themselves: ONNX Runtime fuses nothing where
+    QuantizeLinear has several readers. The axis says nothing beside a scalar scale, but keeps equal
+    nodes from being made one again.
+    """
+    codes = g.op("QuantizeLinear", x, g.number(1.0), g.int8_zero(), axis=place)
+    whole = g.op("DequantizeLinear", codes, g.number(1.0), g.int8_zero(), axis=place)
+    return g.op("MatMul", whole, _int8(g, name))
+
+
+def _int8(g: Builder, name: str) -> ir.Value:
+    """The weight (in, out) from int8 and a scale an output; folded to int8 when it is loaded."""
+    codes, scale = g.weight(name), g.scale(f"{name}.scale")
+    if f"{name}.steps" in g.tensors:
+        places = g.ints([row // g.groups[name] for row in range(_length(g, name))])
+        steps = g.op("Gather", g.cast(g.weight(f"{name}.steps"), INT32), places, axis=0)
+        codes = g.cast(g.op("Mul", g.cast(codes, INT32), steps), INT8)
+    elif g.tensors[name].dtype != INT8:
+        codes = g.cast(codes, INT8)
+    if f"{name}.steps" not in g.tensors:
+        scale = g.op("Reshape", scale, g.ints([-1]))
+    return g.op("DequantizeLinear", codes, scale, axis=1)

@@ -1,0 +1,42 @@
+"""A quantized model in torch: the numbers of its bundle, without one.
+
+Weights, activations and attention operands take the values that the emitted graphs compute with;
+products of integers are computed in floats, which differs from the graphs by fp32 rounding only.
+"""
+
+import torch
+
+from exporter.float_session import FloatModel
+from exporter.layer import Layer
+from exporter.quantize import Quantized
+from exporter.recipes import Recipe
+from exporter.rotated import Rotated
+from exporter.rounded import Rounded
+from exporter.source import Source
+
+
+def turned(source: Source, recipe: Recipe) -> Source:
+    """The float model in the basis that the recipe quantizes it in."""
+    return source if recipe.rotation is None else Rotated(source, recipe.rotation)
+
+
+def simulated(
+    source: Source, quantized: Quantized | None, recipe: Recipe, device: str = "cpu"
+) -> FloatModel:
+    """The model that a bundle of `recipe` runs, over the float checkpoint `source`.
+
+    With fp16 arithmetic only the weights are rounded to fp16: activations stay fp32.
+    """
+    rounded = Rounded(turned(source, recipe), recipe)
+
+    def layer(index: int) -> Layer:
+        if quantized is not None:
+            return quantized.block(index).to(device).layer()
+        tensors = source.block(index, device)
+        return Layer(_half(tensors) if recipe.compute == "fp16" else tensors)
+
+    return FloatModel(rounded, device, layer)
+
+
+def _half(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.half().float() for name, tensor in tensors.items()}

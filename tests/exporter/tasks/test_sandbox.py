@@ -1,0 +1,210 @@
+"""Programs that mean harm, or only look right, do neither damage nor pass."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from exporter.errors import UserError
+from exporter.tasks import sandbox
+from exporter.tasks.sandbox import run_tests
+
+DOUBLE = "def double(x):\n    return 2 * x\n"
+TESTS = "assert double(2) == 4"
+
+
+def has_namespaces() -> bool:
+    """Whether the kernel lets this process shut itself in."""
+    found = subprocess.run(["unshare", "-r", "-n", "true"], capture_output=True, check=False)
+    return found.returncode == 0
+
+
+def test_what_passes_its_tests_passes() -> None:
+    assert run_tests(DOUBLE, TESTS)
+    assert not run_tests(DOUBLE, "assert double(2) == 5")
+    assert not run_tests(DOUBLE.replace("2 *", "3 *"), TESTS)
+    assert not run_tests("def double(x)", TESTS)  # does not parse
+    assert not run_tests("", TESTS)
+
+
+def test_ordinary_programs_have_what_they_need() -> None:
+    imports = "import collections, dataclasses, decimal, heapq, itertools, math, random, re, typing"
+    own = "@dataclasses.dataclass\nclass Point:\n    x: int"
+    assert run_tests(f"{imports}\n{own}", "assert Point(1).x == math.gcd(1, 5)")
+    assert run_tests("from __future__ import annotations\nimport dataclasses\n" + own, "Point(1)")
+    threads = "import threading\nt = threading.Thread(target=print)\nt.start()\nt.join()"
+    assert run_tests(threads, "assert not t.is_alive()")
+    files = "import os, tempfile\nopen('own', 'w').write('hi')\ntempfile.TemporaryFile()"
+    assert run_tests(files, "assert open('own').read() == 'hi'\nos.remove('own')")
+
+
+def test_only_the_tests_are_the_main_program() -> None:
+    asks = DOUBLE + "if __name__ == '__main__':\n    double(int(input()))"
+    assert run_tests(asks, TESTS)
+    guarded = "if __name__ == '__main__':\n    assert double(2) == 5"
+    assert not run_tests(DOUBLE, guarded)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import sys; sys.exit(0)",
+        "import os; os._exit(0)",
+        "raise SystemExit",
+        "quit()",
+        "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
+        "import sys, types; sys.modules['program'] = types.ModuleType('other'); sys.exit(0)",
+        "import atexit, os; atexit.register(os._exit, 0); raise SystemExit(0)",
+        "print('ready'); print('ok'); import sys; sys.exit(0)",
+        "import builtins, os; builtins.exec = os.write = print; raise SystemExit",
+        "import os\nfor fd in range(64):\n    try:\n        os.write(fd, b'ready' * 9)\n"
+        "    except OSError:\n        pass\nos._exit(0)",
+    ],
+)
+def test_an_early_end_is_no_success(program: str) -> None:
+    assert not run_tests(program, "pass")
+    assert not run_tests("", program + "\nassert False")
+
+
+def test_tests_cannot_be_emptied() -> None:
+    empties = "import builtins\nbuiltins.compile = lambda *given: (lambda: 0).__code__\n"
+    assert not run_tests(empties + "builtins.exec = lambda *given: None", "assert False")
+
+
+def test_endless_programs_are_stopped_in_time() -> None:
+    for program in ("while True: pass", "import time; time.sleep(60)", "input()"):
+        start = time.monotonic()
+        assert not run_tests(program, "pass", seconds=0.5)
+        # starting a process takes well below a second even where others are at work
+        assert time.monotonic() - start < 10
+
+
+def test_waiting_threads_do_not_hold_up_the_verdict() -> None:
+    waits = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()"
+    start = time.monotonic()
+    assert run_tests(waits, "pass", seconds=30)
+    assert time.monotonic() - start < 10
+
+
+def test_processes_are_refused() -> None:
+    before = len(psutil.pids())
+    for program in (
+        "import os\nwhile True:\n    os.fork()",
+        "import subprocess; subprocess.Popen(['sleep', '60'])",
+        "import os; os.system('true')",
+        "import os; os.posix_spawn('/bin/true', ['true'], {})",
+        "import multiprocessing as m\nif __name__ == 'program':\n    m.Process().start()",
+    ):
+        assert not run_tests(program, "pass")
+        assert run_tests(
+            "", f"import subprocess\ntry:\n    exec({program!r})\nexcept OSError:\n    1"
+        )
+    assert len(psutil.pids()) < before + 50
+
+
+@pytest.mark.skipif(not has_namespaces(), reason="the kernel grants no namespaces")
+def test_processes_past_the_hook_end_with_the_run() -> None:
+    """A program that disarms the hook starts one that leaves the group: it ends all the same."""
+    escape = (
+        "import sys\nsys.audit = lambda *event: None\nimport subprocess\n"
+        "child = subprocess.Popen(['sleep', '61.39'], start_new_session=True)"
+    )
+    assert run_tests(escape, "assert child.poll() is None")
+    for _ in range(50):  # the kernel ends them after the first process is gone
+        left = [p for p in psutil.process_iter(["cmdline"]) if "61.39" in (p.info["cmdline"] or [])]
+        if not left:
+            break
+        time.sleep(0.1)
+    assert not left
+
+
+def test_memory_is_limited() -> None:
+    assert not run_tests("hoard = []\nwhile True:\n    hoard.append(bytearray(1 << 24))", "pass")
+    assert run_tests(
+        "try:\n    bytearray(1 << 32)\nexcept MemoryError:\n    full = 1", "assert full"
+    )
+
+
+def test_output_goes_nowhere() -> None:
+    start = time.monotonic()
+    assert run_tests("for _ in range(100):\n    print('x' * (1 << 20))", "pass")
+    assert time.monotonic() - start < 10
+
+
+def test_files_stay_small_and_inside(tmp_path: Path) -> None:
+    target, before = tmp_path / "target", sorted(tmp_path.iterdir())
+    target.write_text("safe")
+    for program in (
+        f"open({str(target)!r}, 'w')",
+        f"open({str(tmp_path / 'new')!r}, 'x')",
+        f"import os; os.remove({str(target)!r})",
+        f"import os; os.rename({str(target)!r}, 'stolen')",
+        f"import os; os.truncate({str(target)!r}, 0)",
+        f"import os; os.chmod({str(target)!r}, 0)",
+        f"import os; os.symlink({str(target)!r}, 'link'); open('link', 'w')",
+        f"import os; os.chdir({str(tmp_path)!r}); open('target', 'w')",
+        f"import shutil; shutil.rmtree({str(tmp_path)!r})",
+        f"import pathlib; pathlib.Path({str(target)!r}).unlink()",
+        "open('large', 'wb').write(bytes(1 << 25))",
+    ):
+        assert not run_tests(program, "pass"), program
+    assert target.read_text() == "safe"
+    assert sorted(tmp_path.iterdir()) == [*before, target]
+
+
+@pytest.mark.skipif(not has_namespaces(), reason="the kernel grants no namespaces")
+def test_files_are_safe_past_the_hook(tmp_path: Path) -> None:
+    """C code asks no hook, but the file system is read-only."""
+    from_c = (
+        "import _ctypes, ctypes, os\n"
+        "write = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object, ctypes.py_object)"
+    )
+    assert not run_tests(from_c + "(('open', ctypes.pythonapi))", "pass")
+    escape = "import sys\nsys.audit = None\nimport subprocess\nsys.audit = lambda *event: None\n"
+    touch = f"done = subprocess.run(['touch', {str(tmp_path / 'new')!r}])"
+    assert run_tests(escape + touch, "assert done.returncode == 1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_there_is_no_network() -> None:
+    for program in (
+        "import socket; socket.create_connection(('127.0.0.1', 1), 1)",
+        "import socket; socket.socket().bind(('127.0.0.1', 0))",
+        "import urllib.request; urllib.request.urlopen('http://127.0.0.1:1')",
+    ):
+        caught = f"try:\n    exec({program!r})\nexcept OSError as error:\n    seen = str(error)"
+        assert run_tests(caught, "assert 'is refused here' in seen"), program
+
+
+def test_nothing_of_the_caller_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "secret")
+    assert run_tests("import os, sys", "assert 'TOKEN' not in os.environ and sys.argv == ['']")
+    assert run_tests("import os", "assert os.listdir('.') == []")
+    assert not run_tests("import numpy", "pass")  # no packages either
+
+
+def test_the_folder_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    run_tests("open('own', 'w').write('hi')", "pass")
+    run_tests("import os; os.mkdir('a'); os._exit(1)", "pass")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sandbox_that_does_not_start_is_no_wrong_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "JAIL", tmp_path / "absent.py")
+    with pytest.raises(UserError, match=r"does not start.*absent\.py"):
+        run_tests(DOUBLE, TESTS)
+
+
+def test_the_jail_needs_nothing_but_the_standard_library() -> None:
+    code = f"import runpy, sys; runpy.run_path({str(sandbox.JAIL)!r}); print(*sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True
+    )
+    names = {name.partition(".")[0] for name in found.stdout.split()}
+    assert names <= sys.stdlib_module_names | {"__main__", "sitecustomize"}

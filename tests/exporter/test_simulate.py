@@ -1,0 +1,320 @@
+"""Simulation equals export: the torch model and the emitted graphs give the same numbers.
+
+Weights alone: logits differ as two fp32 evaluations of one model do. Where activations are rounded
+too, a value that lies between two codes may fall to either side by an fp32 rounding, and from there
+on two evaluations part. So the graph is held against the simulation piece by piece: each piece gets
+the very numbers that the graph fed it, and must return what the graph's does, within fp32.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+
+import exporter.graph
+from exporter import attention_graph, linear_graph
+from exporter.checkpoint import Checkpoint, open_checkpoint
+from exporter.decoding import describe_model, loop_facts
+from exporter.float_session import FloatModel
+from exporter.graph_kind import GRAPHS, GraphKind
+from exporter.layer import Layer
+from exporter.lower import write_weights
+from exporter.model import make_context
+from exporter.progress import Progress
+from exporter.prompts import used_vocabulary
+from exporter.quant_options import QuantOptions
+from exporter.quantize import Quantized, quantize
+from exporter.recipes import METHODS, ROUND_INPUTS, Recipe, make_recipe
+from exporter.simulate import simulated, turned
+from exporter.tasks import reference_folder
+from exporter.work import open_work
+from passes.activations.attention import (
+    AttentionGrid,
+    probabilities,
+    quantize_keys,
+    quantized_attention,
+    round_tokens,
+    shown_to_all,
+)
+from passes.activations.grid import fake_quantize
+from passes.base import Alone, LinearGroup
+from passes.calibrate.states import CalibrationSet, State
+from tests.fixtures_lower import TWO_FP32, golden
+
+LENGTH = 12
+EPS = float(np.finfo(np.float32).eps)
+PLAIN = GraphKind(False, False, True)
+
+
+def random_ids(checkpoint: Checkpoint, masked: float, seed: int) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, checkpoint.spec.vocab_size - 20, (LENGTH,), generator=draw)
+    ids[torch.rand(LENGTH, generator=draw) < masked] = checkpoint.spec.mask_id
+    return ids
+
+
+def calibration(checkpoint: Checkpoint) -> CalibrationSet:
+    """States of all mask ratios, some with padding, of random confidence."""
+    states = []
+    for seed in range(8):
+        ids, draw = random_ids(checkpoint, seed / 8, seed), torch.Generator().manual_seed(seed)
+        valid = torch.arange(LENGTH) >= seed % 3
+        score = torch.rand(LENGTH, generator=draw)
+        is_mask = ids == checkpoint.spec.mask_id
+        states.append(State(ids, is_mask, valid, seed, 0, 0, seed / 8, score, score))
+    return CalibrationSet(states, "made up", {})
+
+
+def run_passes(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> Quantized | None:
+    model = FloatModel(turned(checkpoint, recipe))
+    states = calibration(checkpoint)
+    with open_work(folder) as work:
+        return quantize(model, "digest", states, recipe, Alone(), work, Progress())
+
+
+@dataclass
+class Recorder:
+    """Notes what the functions that build the graph were given and what they returned."""
+
+    pieces: list[tuple[str, int, LinearGroup | None, list[ir.Value], list[ir.Value]]] = field(
+        default_factory=list
+    )
+
+    def watch(self, patch: pytest.MonkeyPatch) -> None:
+        enter, leave, attention = linear_graph.enter, linear_graph.leave, attention_graph.attention
+
+        def watched_enter(g: Any, index: int, group: LinearGroup, x: ir.Value) -> ir.Value:
+            y = enter(g, index, group, x)
+            self.pieces.append(("enter", index, group, [x], [y]))
+            return y
+
+        def watched_leave(g: Any, index: int, group: LinearGroup, x: ir.Value) -> list[ir.Value]:
+            ys = leave(g, index, group, x)
+            self.pieces.append(("leave", index, group, [x], ys))
+            return ys
+
+        def watched_attention(
+            g: Any, spec: Any, index: int, q: ir.Value, k: ir.Value, v: ir.Value, seen: ir.Value
+        ) -> ir.Value:
+            y = attention(g, spec, index, q, k, v, seen)
+            self.pieces.append(("attention", index, None, [q, k, v], [y]))
+            return y
+
+        patch.setattr(exporter.graph, "enter", watched_enter)
+        patch.setattr(exporter.graph, "leave", watched_leave)
+        patch.setattr(exporter.graph, "attention", watched_attention)
+
+
+Piece = tuple[str, int, LinearGroup | None, list[torch.Tensor], list[torch.Tensor]]
+
+
+@dataclass
+class Exported:
+    """A graph as ONNX Runtime runs it, all optimizations on, with every piece as an output."""
+
+    session: ort.InferenceSession
+    names: list[tuple[str, int, LinearGroup | None, list[str], list[str]]]
+
+    def run(self, ids: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, list[Piece]]:
+        """Raw logits, and inputs and outputs of every piece."""
+        bias = [i.shape[1] for i in self.session.get_inputs() if i.name == "special_bias"]
+        feed = {"input_ids": ids.numpy(), "key_mask": valid.numpy(), "window": np.arange(LENGTH)}
+        feed["special_bias"] = np.zeros((2, bias[0]), np.float32)
+        wanted = ["logits", *dict.fromkeys(n for p in self.names for n in (*p[3], *p[4]))]
+        results = self.session.run(wanted, feed)
+        found = {n: torch.from_numpy(v) for n, v in zip(wanted, results, strict=True)}
+        pieces = [
+            (kind, index, group, [found[n] for n in inputs], [found[n] for n in outputs])
+            for kind, index, group, inputs, outputs in self.names
+        ]
+        return found["logits"], pieces
+
+
+def export(
+    checkpoint: Checkpoint, quantized: Quantized | None, recipe: Recipe, folder: Path
+) -> Exported:
+    described = describe_model(checkpoint, "0" * 64, used_vocabulary(checkpoint), 64)
+    folder.mkdir()
+    source, facts, recorder = turned(checkpoint, recipe), loop_facts(described), Recorder()
+    stored = write_weights(source, quantized, recipe, facts, folder, Progress())
+    with pytest.MonkeyPatch.context() as patch:
+        recorder.watch(patch)
+        model = exporter.graph.build_graph(checkpoint.spec, stored, ir.DataType.FLOAT, PLAIN)
+    values = dict.fromkeys(v for p in recorder.pieces for v in (*p[3], *p[4]))
+    for number, value in enumerate(values):
+        value.name, value.type = f"piece_{number}", ir.TensorType(ir.DataType.FLOAT)
+        model.graph.outputs.append(value)
+    file = folder / GRAPHS / "pieces.onnx"
+    ir.save(model, file)
+    names = [
+        (kind, index, group, [str(v.name) for v in inputs], [str(v.name) for v in outputs])
+        for kind, index, group, inputs, outputs in recorder.pieces
+    ]
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+    options.log_severity_level = 3
+    return Exported(ort.InferenceSession(file, options, providers=["CPUExecutionProvider"]), names)
+
+
+def check_enter(layer: Layer, group: LinearGroup, x: torch.Tensor, got: torch.Tensor) -> None:
+    """Orthogonal sums of at most 2 K products: by Cauchy-Schwarz no larger than |x| each."""
+    bound = 4 * x.shape[-1] * EPS * x.norm(dim=-1, keepdim=True)
+    assert ((got - layer.enter(group, x)).abs() <= bound).all(), f"enter {group.name}"
+
+
+def check_leave(
+    layer: Layer, group: LinearGroup, x: torch.Tensor, outputs: list[torch.Tensor]
+) -> None:
+    """Equal inputs have equal codes; what is left is the order of sums over K products."""
+    rounded = fake_quantize(x, layer.activations.get(group.name)).abs()
+    terms = 2 * (x.shape[-1] + 16) * EPS
+    for name, got, want in zip(group.linears, outputs, layer.leave(group, x), strict=True):
+        size = rounded @ layer.tensors[name].abs().T
+        if name in layer.low_rank:
+            beside = layer.low_rank[name]
+            size = size + (x.abs() @ beside.right.abs().T) @ beside.left.abs().T
+        bias = layer.tensors.get(f"{name}_bias", torch.zeros(()))
+        worst = ((got - want).abs() - terms * (size + bias.abs())).max()
+        assert worst <= 0, f"{name} of {group.name} is off by {worst} too much"
+
+
+def near_middle(x: torch.Tensor, slack: float) -> torch.Tensor:
+    """Where x, in steps of its grid, may be rounded to either side."""
+    close: torch.Tensor = ((x - x.floor()) - 0.5).abs() < slack
+    return close
+
+
+def doubtful(
+    q: torch.Tensor, k: torch.Tensor, allowed: torch.Tensor | None, grid: AttentionGrid
+) -> torch.Tensor:
+    """Rows (B, H, S) of attention in which a code of q, k or p may fall to either side."""
+    if grid.rotation is not None:
+        q, k = q @ grid.rotation, k @ grid.rotation
+    exact = k
+    if grid.k_bits < 16 and grid.key_mean:
+        shown = shown_to_all(allowed)
+        real = torch.ones_like(k[..., :1]) if shown is None else shown.transpose(2, 3).float()
+        exact = k - (k * real).sum(2, keepdim=True) / real.sum(2, keepdim=True)
+    slack = 2e-4  # codes up to 127 times some 10 roundings of 1.2e-7
+
+    def in_steps(x: torch.Tensor, bits: int) -> torch.Tensor:
+        top = 2 ** (bits - 1) - 1
+        return x / (x.abs().amax(-1, keepdim=True) / top).clamp_min(1e-30)
+
+    rows = torch.zeros(q.shape[:3], dtype=torch.bool)
+    if grid.q_bits < 16:
+        rows |= near_middle(in_steps(q, grid.q_bits), slack).any(-1)
+    if grid.k_bits < 16:
+        keys = near_middle(in_steps(exact, grid.k_bits), slack).any(-1).any(-1)  # (B, kv heads)
+        rows |= keys.repeat_interleave(q.shape[1] // k.shape[1], 1)[..., None]
+    p = probabilities(
+        round_tokens(q, grid.q_bits), quantize_keys(k, shown_to_all(allowed), grid), allowed
+    )
+    if grid.p_bits < 16:
+        top = 2**grid.p_bits - 1
+        scale = torch.ones(()) if grid.p_scale == "static" else p.amax(-1, keepdim=True)
+        # a softmax of scores of up to 100 in fp32 is off by some 1e-5 of itself
+        rows |= near_middle(p / scale * top, 1e-4 * top).any(-1)
+    return rows
+
+
+def check_attention(
+    checkpoint: Checkpoint,
+    layer: Layer,
+    valid: torch.Tensor,
+    inputs: list[torch.Tensor],
+    got: torch.Tensor,
+) -> float:
+    """Rows without doubtful codes agree; returns their share."""
+    q, k, v = (
+        x.unflatten(-1, (-1, checkpoint.spec.head_dim)).transpose(1, 2).contiguous() for x in inputs
+    )
+    grid, allowed = layer.attention, make_context(checkpoint.spec, valid).allowed
+    if grid is None:
+        grid = AttentionGrid()
+    want = quantized_attention(q, k, v, allowed, grid)
+    rows = ~doubtful(q, k, allowed, grid) & valid[:, None]
+    apart = got.unflatten(-1, (-1, checkpoint.spec.head_dim)).transpose(1, 2) - want
+    # scores of up to 100 are off by 1e-5, so are probabilities, in relation to themselves
+    assert (apart[rows].abs() <= 1e-4 * v.abs().max()).all()
+    return float(rows.sum() / valid[:, None].expand(rows.shape).sum())
+
+
+@torch.no_grad()
+def check_pieces(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> None:
+    """Every piece of the graph is that of the simulation, on masked, half-masked and clean text."""
+    quantized = run_passes(checkpoint, recipe, folder / "work")
+    model = simulated(checkpoint, quantized, recipe)
+    graph, layers = export(checkpoint, quantized, recipe, folder / "bundle"), list(model.blocks())
+    shares = []
+    for masked in (1.0, 0.5, 0.0):
+        ids = torch.stack([random_ids(checkpoint, masked, seed) for seed in (100, 101)])
+        valid = torch.arange(LENGTH)[None] >= torch.tensor([[0], [3]])
+        logits, pieces = graph.run(ids, valid)
+        assert len(pieces) == len(layers) * 9  # four groups in and out, and attention
+        for kind, index, group, inputs, outputs in pieces:
+            if kind == "attention":
+                shares.append(check_attention(checkpoint, layers[index], valid, inputs, outputs[0]))
+                continue
+            assert group is not None
+            if kind == "enter":
+                check_enter(layers[index], group, inputs[0], outputs[0])
+            else:
+                check_leave(layers[index], group, inputs[0], outputs)
+        want = model.logits(ids, valid)[valid]
+        effect = (FloatModel(checkpoint).logits(ids, valid)[valid] - want).abs()
+        assert effect.max() > 10 * TWO_FP32  # else there was nothing to simulate
+        if recipe.activation is None and recipe.attention is None:
+            assert (logits[valid] - want).abs().max() <= TWO_FP32
+    assert sum(shares) / len(shares) > 0.3  # of the rows of attention were not in doubt
+
+
+METHOD_NAMES = [m for m in METHODS if m not in ("dllmquant", *ROUND_INPUTS)]
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_weights_alone(family: str, method: str, tmp_path: Path) -> None:
+    checkpoint = golden(family)
+    recipe = make_recipe(f"w4a16-{method}", checkpoint.spec, QuantOptions(rank=4), "fp32")
+    check_pieces(checkpoint, recipe, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "dllmquant"])
+def test_everything_in_four_bits(family: str, method: str, tmp_path: Path) -> None:
+    checkpoint = golden(family)
+    recipe = make_recipe(f"w4a4-{method}+cgq", checkpoint.spec, QuantOptions(rank=4), "fp32")
+    check_pieces(checkpoint, recipe, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+@pytest.mark.parametrize("bits", ["w8a8", "w4a8", "w4a4"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        QuantOptions(activation="token"),
+        QuantOptions(activation="tensor", p_scale="row", embed_bits=8),
+        QuantOptions(activation="group", group=32, k_bits=4, q_bits=16),
+        QuantOptions(q_bits=16, k_bits=16, v_bits=16, p_bits=16, head_bits=16),
+    ],
+    ids=["token", "tensor", "group", "float attention"],
+)
+def test_every_grid(family: str, bits: str, options: QuantOptions, tmp_path: Path) -> None:
+    """On the default method, with rotations, and all components."""
+    checkpoint = golden(family)
+    plain = options.v_bits == 16
+    name = f"{bits}-quarot+tmas+cgq" if plain else bits
+    check_pieces(checkpoint, make_recipe(name, checkpoint.spec, options, "fp32"), tmp_path)
+
+
+@pytest.mark.parametrize("bits", ["w4a16", "w8a8", "w4a8", "w4a4"])
+def test_the_reference_model(bits: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(reference_folder())
+    recipe = make_recipe(bits, checkpoint.spec, QuantOptions(), "fp32")
+    check_pieces(checkpoint, recipe, tmp_path)
