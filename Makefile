@@ -1,12 +1,13 @@
 # Two commands do everything on a machine with Python 3.11 or later: `make demo` and `make test`.
-# Others: `make check` (no install), `make check-trt`, `make check-gpu`, `make clean`.
+# Others: `make check` (no install), `make check-trt`, `make check-gpu`, `make check-lm-eval`,
+# `make clean`.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test install install-dev check check-trt check-gpu clean
+.PHONY: demo test install install-dev check check-trt check-gpu check-lm-eval clean
 
 demo: install
 	rm -rf $(DEMO)
@@ -49,6 +50,10 @@ check:
 check-trt: install-dev
 	$(BIN)/python -m pip install --quiet -e '.[rtx]'
 	$(BIN)/pytest -m trt
+
+check-lm-eval: install-dev
+	$(BIN)/python -m pip install --quiet -e '.[lm-eval]'
+	$(BIN)/pytest -m lm_eval
 
 # needs an NVIDIA GPU, PyTorch's CUDA build, and onnxruntime-gpu in place of onnxruntime
 check-gpu:

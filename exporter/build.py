@@ -45,7 +45,7 @@ class BuildOptions:
     mask_id: int | None = None
     eot_id: int | None = None
     calib: Path | None = None  # .jsonl or .txt; None: the reference tasks
-    calib_prompts: int = 32
+    calib_prompts: int = 128
     gate_prompts: int = 16
     gate: bool = True  # False: measure and record, but do not fail
     logits: bool = False  # graphs also return raw logits

@@ -54,7 +54,7 @@ def build(
     ),
     recipe: Annotated[str | None, typer.Option(help="See `dqexport recipes`.")] = None,
     calib: Annotated[Path | None, typer.Option(help="Prompts: .jsonl or .txt.")] = None,
-    calib_prompts: Annotated[int, typer.Option(min=1, help="How many are rolled out.")] = 32,
+    calib_prompts: Annotated[int, typer.Option(min=1, help="How many are rolled out.")] = 128,
     gate: Annotated[bool, typer.Option(help="Fail where the gate fails.")] = True,
     gate_prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts of the gate.")] = 16,
     sampler: Annotated[str | None, typer.Option(help="Default decoding rule.")] = None,

@@ -8,6 +8,9 @@ decoding setting by its name in Settings, `mc_num`, `mc_batch`, `provider`, `thr
 `accuracy_level`. What is left out comes from presets.py by task, then from the subject; of a task's
 own generation arguments only `until` is heeded.
 
+Say `--batch_size auto` to decode as many prompts together as memory takes; the harness's own
+default is one.
+
 Likelihoods are Monte-Carlo estimates (likelihood.py). Whether an answer would have been decoded
 greedily is not found out, and said to be False.
 """
@@ -31,6 +34,7 @@ from exporter.evaluation.inputs import monte_carlo, one_kind_of_error
 from exporter.evaluation.items import check_ids, check_length, settings_for
 from exporter.evaluation.likelihood import MonteCarlo, log_likelihood
 from exporter.evaluation.presets import Preset, preset
+from exporter.evaluation.scoring import opens_logits
 from exporter.evaluation.subject import Hardware, open_subject
 from exporter.progress import TerminalProgress
 from exporter.runtime.settings import Settings
@@ -154,7 +158,7 @@ class DqExport(LM):  # type: ignore[misc]  # lm_eval carries no types
         self, requests: Sequence[Instance], pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
     ) -> list[float]:
         subject, found = self._subject, []
-        logits = subject.logits()
+        logits = opens_logits(subject)()
         with self._progress.stage("likelihood", len(pairs)) as step:
             for request, (prompt, answer) in zip(requests, pairs, strict=True):
                 task = request.task_name or ""

@@ -31,7 +31,7 @@ class QuantOptions:
     visible_score: Literal["model", "commit", "zero"] = _option(
         "model", "CGQ: score of visible tokens."
     )
-    alphas: Literal["paper", "range", "wide"] = _option("wide", "IA-AQ: scales that are tried.")
+    alphas: Literal["paper", "range", "wide"] = _option("range", "IA-AQ: scales that are tried.")
     mean_bits: float | None = _option(
         None, "Mixed precision: bits a weight that the blocks may take; the rest goes to 8 bits."
     )

@@ -98,6 +98,8 @@ METHODS = {
     "duquant": "smoothing, learned block rotations and a zig-zag permutation",
 }
 ROUND_INPUTS = ("smoothquant", "duquant")  # methods that do nothing where inputs stay float
+HEADROOM = 1.5  # of static 8-bit values: steps are cheap there, clipped strangers are not
+CLIP_THEMSELVES = ("awq", "omniquant")
 COMPONENTS = {
     "tmas": "calibrate on states of all phases of decoding (without: drawn evenly)",
     "mcs": "calibrate on finished answers, masked anew at even ratios, without a roll-out's states",
@@ -182,7 +184,7 @@ def make_recipe(name: str, spec: Spec, options: QuantOptions, compute: Storage) 
         name=name if "-" in name else f"{name}-dllmquant",
         compute=compute,
         storage="fp16",
-        weights=_weights(spec, precision, activation, options),
+        weights=_weights(spec, precision, method, activation, options),
         activation=activation,
         attention=attention,
         mean_bits=options.mean_bits,
@@ -266,11 +268,14 @@ def _passes(
         "lorc": Lorc(gptq, options.rank),
         "omniquant": OmniQuant(),
     }
+    if method == "omniquant" and activation is not None:
+        transforms = {"omniquant": (SmoothQuant(),)}  # what its scales start from
     grids: list[Pass[Block]] = []
     if activation is not None and activation.granularity == "tensor":
         grids.append(StaticScales())
     if attention is not None and attention.v_bits != FLOAT:
-        grids.append(IaAq(options.alphas if "iaaq" in components else "minmax"))
+        alphas = options.alphas if "iaaq" in components else "minmax"
+        grids.append(IaAq(alphas, headroom=HEADROOM if attention.v_bits == 8 else 1.0))
     elif "iaaq" in components:
         raise UserError(
             "Component `iaaq` chooses the scales of values, which stay float here",
@@ -311,13 +316,20 @@ def _draw(components: tuple[str, ...], options: QuantOptions) -> Draw:
 
 
 def _weights(
-    spec: Spec, precision: Precision, activation: ActivationGrid | None, options: QuantOptions
+    spec: Spec,
+    precision: Precision,
+    method: str,
+    activation: ActivationGrid | None,
+    options: QuantOptions,
 ) -> WeightGrid:
-    """Groups where activations are float or grouped too, else what integers are summed over."""
+    """Groups where activations are float or grouped too, else what integers are summed over.
+
+    Wide groups are clipped where that pays, but for methods that have a clipping of their own.
+    """
     group = _group(spec, options.group)
     if activation is None or activation.granularity == "group":
         return WeightGrid(precision.weights, group, clip=bool(options.clip))
-    clip = options.clip is not False
+    clip = method not in CLIP_THEMSELVES if options.clip is None else options.clip
     if precision.weights == 8:
         return WeightGrid(8, None, clip=clip)
     return WeightGrid(precision.weights, group, levels=2, clip=clip)

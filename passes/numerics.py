@@ -198,17 +198,6 @@ def least_error(
     return best
 
 
-def quantize_to(w: Tensor, scales: Tensor, bits: int, group: int) -> Tensor:
-    """Codes int8 (out, in) of w (out, in) on the grid of scales (out, ceil(in / group))."""
-    return round_to_grid(w, expand(scales, group, w.shape[1]), bits).to(torch.int8)
-
-
-def round_to_grid(w: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Codes in fp32: `clip(round(w / scale), -2^(bits-1), 2^(bits-1) - 1)`, ties to even."""
-    top = largest_code(bits)
-    return (w / scale).round_().clamp_(-top - 1, top)
-
-
 def largest_code(bits: int) -> int:
     """2^(bits-1) - 1; ValueError where the codes would not fit int8."""
     if not 2 <= bits <= 8:

@@ -16,7 +16,7 @@ from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.decoding import describe_model, loop_facts
 from exporter.graph_kind import GraphKind
 from exporter.lower import write_graphs, write_weights
-from exporter.model import LINEARS
+from exporter.model import GROUPS, LINEARS
 from exporter.progress import Progress
 from exporter.prompts import used_vocabulary
 from exporter.quant_options import QuantOptions
@@ -175,7 +175,9 @@ def lower(
         quantized = Quantized(folder / "work", spec.layers)
         for index, block in enumerate(checkpoint.block(i) for i in range(spec.layers)):
             rounded = {n: round_to_nearest(block.pop(n), recipe.weights) for n in LINEARS}
-            quantized.save(index, QuantizedBlock(block, rounded), [])
+            rows = {g.name: recipe.activation for g in GROUPS if recipe.activation is not None}
+            made = QuantizedBlock(block, rounded, activations=rows, attention=recipe.attention)
+            quantized.save(index, made, [])
     draft = folder / "bundle"
     draft.mkdir(parents=True)
     described = describe_model(checkpoint, "0" * 64, used_vocabulary(checkpoint), CANVAS)

@@ -45,6 +45,7 @@ class Settings:
     rate: float = 2e-3  # the highest learning rate
     warm_up: float = 0.03  # of the training, linear; then cosine down to 0
     ema: float = 0.0  # decay of the averaged weights that are kept in the end; 0: the last ones
+    surest: float = 0.0  # share of rows that show the tokens of which the network is surest
     bf16: bool = False  # matmuls by autocast
     seed: int = 0
 
@@ -107,7 +108,8 @@ def train(
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
         problems, width = corpus.draw(rng, settings.batch)
         clean = encode(problems, width, ids)
-        noisy, weight = corrupt(clean, width, generator)
+        hidden_first = places(progress.network, clean.to(device), width, settings, generator)
+        noisy, weight = corrupt(clean, hidden_first, generator)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.bf16):
             batch = (t.to(device) for t in (clean, noisy, weight))
             loss = masked_loss(progress.network, width, *batch)
@@ -123,19 +125,44 @@ def train(
         save(checkpoint, settings, progress)
 
 
+@torch.no_grad()
+def places(
+    network: Network,
+    clean: torch.Tensor,
+    width: int,
+    settings: Settings,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Ranks (B, width) of the answer's places: who is masked first, 0, to who is masked last.
+
+    Random in most rows. In the first `surest` of them a place ranks the later the surer the network
+    is of it while all of the answer is masked: these are the states that decoding by confidence
+    goes through, and few of them come about by chance. The rank depends on the prompt alone, so
+    what is right at a masked place stays as likely as it was.
+    """
+    order = torch.rand(len(clean), width, generator=generator)
+    rows = round(settings.surest * len(clean))
+    if rows:
+        blank = clean[:rows].clone()
+        blank[:, -width:] = MASK
+        with torch.autocast(clean.device.type, torch.bfloat16, enabled=settings.bf16):
+            logits = network(blank)[:, -width:].float()
+        order[:rows] = logits.softmax(-1).max(-1).values.cpu()
+    return order.argsort(1).argsort(1)
+
+
 def corrupt(
-    clean: torch.Tensor, width: int, generator: torch.Generator
+    clean: torch.Tensor, hidden_first: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks some of the last `width` ids of rows (B, T).
+    """Masks answers, the last ids of rows (B, T), in the order of `hidden_first` (B, width).
 
     Returns noisy ids (B, T), and the weights (B, T): width / l where masked, 0 elsewhere. Rows take
     l = 1, 2, … in turn from a random one on: a batch sees all of them equally often.
     """
-    rows = clean.shape[0]
+    rows, width = hidden_first.shape
     first = torch.randint(width, (1,), generator=generator)
     count = 1 + (first + torch.arange(rows))[:, None] % width  # (B, 1), in 1 … width
-    order = torch.rand(rows, width, generator=generator).argsort(1).argsort(1)  # ranks
-    masked = order < count
+    masked = hidden_first < count
     noisy, weight = clean.clone(), torch.zeros(clean.shape)
     noisy[:, -width:][masked] = MASK
     weight[:, -width:] = masked * (width / count)

@@ -122,6 +122,9 @@ def main(
     rate: Annotated[float, typer.Option(help="Highest learning rate")] = Settings.rate,
     warm_up: Annotated[float, typer.Option(help="Share of the training")] = Settings.warm_up,
     ema: Annotated[float, typer.Option(help="Decay of averaged weights, 0: none")] = Settings.ema,
+    surest: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of rows masked as decoding does")
+    ] = Settings.surest,
     bf16: bool = False,
     seed: int = 0,
     device: str = "cpu",
@@ -144,6 +147,7 @@ def main(
         rate=rate,
         warm_up=warm_up,
         ema=ema,
+        surest=surest,
         bf16=bf16,
         seed=seed,
     )

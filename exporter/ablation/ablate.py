@@ -33,7 +33,7 @@ class AblationOptions:
     seeds: tuple[int, ...] = (0, 1, 2)  # of calibration
     quant: QuantOptions = field(default_factory=QuantOptions)
     calib: Path | None = None
-    calib_prompts: int = 32
+    calib_prompts: int = 128
     trajectory: int = 32  # prompts on which decoding is compared with float
     hardware: Hardware = field(default_factory=Hardware)
 

@@ -34,7 +34,7 @@ def ablate(
     limit: Annotated[int | None, typer.Option(min=1, help="Examples a task.")] = None,
     trajectory: Annotated[int, typer.Option(min=0, help="Prompts compared with float.")] = 32,
     calib: Annotated[Path | None, typer.Option(help="Prompts: .jsonl or .txt.")] = None,
-    calib_prompts: Annotated[int, typer.Option(min=1, help="How many are rolled out.")] = 32,
+    calib_prompts: Annotated[int, typer.Option(min=1, help="How many are rolled out.")] = 128,
     mask_id: Annotated[int | None, typer.Option(help="Where config.json has none.")] = None,
     eot_id: Annotated[int | None, typer.Option(help="End-of-turn id, if not found.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",

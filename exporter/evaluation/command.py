@@ -27,7 +27,7 @@ def evaluate(
         str | None, typer.Option(help="Quantize the checkpoint, in simulation; see `recipes`.")
     ] = None,
     calib: Annotated[Path | None, typer.Option(help="For that: prompts, .jsonl or .txt.")] = None,
-    calib_prompts: Annotated[int, typer.Option(min=1, help="How many are rolled out.")] = 32,
+    calib_prompts: Annotated[int, typer.Option(min=1, help="How many are rolled out.")] = 128,
     work: Annotated[Path | None, typer.Option(help="Keep and share quantized blocks here.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Keep the run here; run again, it goes on.")

@@ -135,22 +135,25 @@ def _plan(
     followed: int,
     options: EvalOptions,
 ) -> Plan:
+    """All that decides the numbers of a run."""
     hardware = {k: v for k, v in asdict(options.hardware).items() if k != "threads"}
-    shared = {"chat_template": options.chat, "batch": options.batch}
-    settings = asdict(settings_for(subject.settings, options.decode, None))
-    decoding = {**shared, "settings": settings, "stated": sorted(options.decode)}
-    return {
-        "subject": {"digest": subject.digest, "recipe": subject.recipe, **hardware},
-        "generation": {"examples": _digest(examples), **decoding} if examples else None,
-        "likelihood": {
-            "questions": _digest(questions),
+    parts = ("generation", "likelihood", "trajectory")
+    plan: dict[str, Mapping[str, object] | None] = dict.fromkeys(parts)
+    plan["subject"] = {"digest": subject.digest, "recipe": subject.recipe, **hardware}
+    if examples:
+        plan["generation"] = {
+            "examples": _digest(examples),
+            "settings": asdict(settings_for(subject.settings, options.decode, None)),
+            "stated": sorted(options.decode),  # these go before what examples say
             "chat_template": options.chat,
-            **asdict(options.monte_carlo),
+            "batch": options.batch,
         }
-        if questions
-        else None,
-        "trajectory": {"prompts": followed, "float": twin.digest} if twin and followed else None,
-    }
+    if questions:
+        how = asdict(options.monte_carlo)
+        plan["likelihood"] = {"questions": _digest(questions), "chat": options.chat, **how}
+    if twin is not None and followed:
+        plan["trajectory"] = {"prompts": followed, "float": twin.digest}
+    return plan
 
 
 def _digest(content: Sequence[object]) -> str:

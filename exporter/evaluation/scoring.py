@@ -1,7 +1,7 @@
 """Likelihoods of the answers in a file of questions, and how they sum up."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from exporter.evaluation.accuracy import Versus, versus
 from exporter.evaluation.choices import Piece, Question
 from exporter.evaluation.items import check_ids, check_length
 from exporter.evaluation.likelihood import MonteCarlo, log_likelihood
+from exporter.evaluation.raw_logits import RawLogits
 from exporter.evaluation.run_folder import Run
 from exporter.evaluation.subject import Subject
 from exporter.progress import Progress, Step
@@ -68,14 +69,26 @@ class Likelihood:
 
 
 def encode_questions(subject: Subject, questions: Sequence[Question], chat: bool) -> list[Encoded]:
-    """Token ids of all questions. Raises UserError for what the subject cannot read."""
-    found = []
+    """Token ids of all questions. Raises UserError for what the subject cannot read or score."""
+    found: list[Encoded] = []
+    if questions:
+        opens_logits(subject)
     for index, question in enumerate(questions):
         prompt = _encode_prompt(subject, question, chat)
         choices = tuple(_encode_choice(subject, question.task, c) for c in question.choices)
         check_length(subject, question.task, len(prompt), max(map(len, choices)))
         found.append(Encoded(index, question.task, prompt, choices, question.answer))
     return found
+
+
+def opens_logits(subject: Subject) -> Callable[[], RawLogits]:
+    """What opens the logits of `subject`. Raises UserError where it returns none."""
+    if subject.logits is None:
+        raise UserError(
+            f"The graphs of `{subject.name}` return reductions, no logits to score with",
+            "Build the bundle with --outputs logits, or evaluate its checkpoint",
+        )
+    return subject.logits
 
 
 def score(
@@ -86,7 +99,7 @@ def score(
     left = [question for question in questions if question.index not in done]
     if not left:
         return run.complete(PART, done, [])
-    logits, mask_id = subject.logits(), subject.facts.mask_id
+    logits, mask_id = opens_logits(subject)(), subject.facts.mask_id
 
     def scored(question: Encoded, step: Step) -> Iterator[Scored]:
         found = []

@@ -30,7 +30,7 @@ class Quantization:
     recipe: str
     quant: QuantOptions
     calib: Path | None = None  # prompts; None: the checkpoint's own, else the reference tasks
-    calib_prompts: int = 32
+    calib_prompts: int = 128
 
 
 def simulated_subject(

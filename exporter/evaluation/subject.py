@@ -50,7 +50,7 @@ class Subject:
     open: Open
     text: Text | None  # prompts to ids and back; None: prompts are ids
     tokenizer: Tokenizer | None  # the same without a chat template, for answers that are given
-    logits: Callable[[], RawLogits]  # raises UserError where the subject returns none
+    logits: Callable[[], RawLogits] | None  # None: a bundle whose graphs return none
     recipe: str | None  # what it is quantized with, where that is known
     is_float: bool  # the float model itself
 
@@ -113,13 +113,9 @@ def bundle_subject(bundle: Bundle, hardware: Hardware) -> Subject:
         )
 
     def logits() -> RawLogits:
-        if not any("logits" in graph.outputs for graph in bundle.graphs):
-            raise UserError(
-                f"The graphs of `{bundle.folder}` return reductions, no logits",
-                "Build the bundle with --outputs logits, or evaluate its checkpoint",
-            )
         return of_bundle(opened(False, frozenset({"logits"})), bundle.model)
 
+    has_logits = any("logits" in graph.outputs for graph in bundle.graphs)
     content = (bundle.folder / MANIFEST).read_bytes()
     tokenizer = read_tokenizer(bundle.folder / "tokenizer")
     return Subject(
@@ -130,7 +126,7 @@ def bundle_subject(bundle: Bundle, hardware: Hardware) -> Subject:
         open=opened,
         text=None if tokenizer is None else Text(bundle.folder / "tokenizer", tokenizer),
         tokenizer=tokenizer,
-        logits=logits,
+        logits=logits if has_logits else None,
         recipe=json.loads(content).get("recipe"),
         is_float=False,
     )

@@ -37,6 +37,11 @@ class IaAq:
     alphas: Alphas = "wide"
     rule: Literal["attention", "mse"] = "attention"  # "mse": of the values, to tell them apart
     weighted: bool = False  # weigh queries with their token weights; the paper does not say so
+    headroom: float = 1.0  # what the calibrated range is widened by, for values not met there
+
+    def __post_init__(self) -> None:
+        if self.headroom < 1:
+            raise ValueError(f"headroom widens the range: at least 1, not {self.headroom}")
 
     def __call__(self, block: Block, /) -> Stats:
         """Stats: `channels` (0: values are float, nothing to do), the mean `alpha`, the relative
@@ -61,7 +66,9 @@ class IaAq:
         }
 
     def cover(self, block: Block, bits: int) -> tuple[Tensor, Tensor]:
-        """Scales and zero points (kv heads, K) fp32 that cover all values of all tokens, and 0."""
+        """Scales and zero points (kv heads, K) fp32 that cover all values of all tokens, and 0, with the
+        headroom.
+        """
         heads = block.heads
         device = block.weight(block.groups[0].linears[0]).device
         low = torch.zeros(heads.kv_heads, heads.width, device=device)
@@ -72,6 +79,7 @@ class IaAq:
             high = torch.maximum(high, shown.amax((0, 2)))
         low = torch.stack(block.team.collect(low.cpu())).amin(0).to(device)
         high = torch.stack(block.team.collect(high.cpu())).amax(0).to(device)
+        low, high = low * self.headroom, high * self.headroom
         scale = ((high - low) / (2**bits - 1)).clamp_min(LEAST_SCALE)
         return scale, (low.abs() / scale).round()
 

@@ -23,7 +23,7 @@ def accumulate_hessian(hessian: Tensor, x: Tensor, w: Tensor) -> int:
     factor cancels in the solve, and sums of several processes simply add up.
     """
     seen = w != 0
-    y = x[seen] * w[seen, None]
+    y = x[seen].mul_(w[seen, None])
     width = len(hessian)
     for start in range(0, width, ROWS_AT_ONCE):  # the other triangle is the same
         stop = min(start + ROWS_AT_ONCE, width)

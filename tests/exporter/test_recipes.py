@@ -92,7 +92,7 @@ def test_components_are_switched_on_one_by_one() -> None:
     assert IaAq("minmax") in base.blocks
     whole = make_recipe("w4a4-quarot+iaaq+cgq+tmas", SPEC, QuantOptions(), "fp32")
     assert (whole.draw, whole.weigh) == (Tmas(), Cgq())
-    assert IaAq("wide") in whole.blocks and IaAq("minmax") not in whole.blocks
+    assert IaAq("range") in whole.blocks and IaAq("minmax") not in whole.blocks
     for left_out in ("tmas", "cgq", "iaaq"):
         name = "+".join(["w4a4-quarot", *({"tmas", "cgq", "iaaq"} - {left_out})])
         one = make_recipe(name, SPEC, QuantOptions(), "fp32")

@@ -20,7 +20,6 @@ from passes.numerics import (
     expand,
     group_count,
     largest_code,
-    quantize_to,
     symmetric_scales,
 )
 from passes.weights.rtn import round_to_nearest
@@ -30,6 +29,10 @@ SHAPES = [(5, 128, 32), (3, 128, 64), (4, 256, 128), (3, 100, 32), (2, 7, 128), 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def quantize_to(w: Tensor, scales: Tensor, bits: int, group: int) -> Tensor:
+    return WeightGrid(bits).round(w, expand(scales, group, w.shape[1])).to(torch.int8)
 
 
 def quantize(w: Tensor, bits: int, group: int) -> QuantizedLinear:

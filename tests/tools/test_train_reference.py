@@ -46,6 +46,7 @@ from tools.reference_training import (
     corrupt,
     learning_rate,
     masked_loss,
+    places,
     resume,
     train,
 )
@@ -89,9 +90,15 @@ def test_answers_that_must_agree_need_several_steps(name: str) -> None:
     assert fast <= 0.85
 
 
+def masked(clean: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`clean` and weights as training has them, masked at random places."""
+    generator = torch.Generator().manual_seed(0)
+    return corrupt(clean, places(Network(TINY), clean, width, SORTING, generator), generator)
+
+
 def test_untrained_network_guesses_uniformly() -> None:
     clean = torch.full((32, 19), 5)
-    noisy, weight = corrupt(clean, WIDTH, torch.Generator().manual_seed(0))
+    noisy, weight = masked(clean, WIDTH)
     noisy[:, -WIDTH:], weight[:, -WIDTH:] = MASK, 1.0
     with torch.no_grad():
         loss = masked_loss(Network(TINY), WIDTH, clean, noisy, weight).item()
@@ -111,7 +118,11 @@ def test_killed_training_goes_on_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = replace(
-        SORTING, steps=8, ema=0.9, tasks=(("sorting", 1.0), ("words", 2.0), ("latin", 1.0))
+        SORTING,
+        steps=8,
+        ema=0.9,
+        surest=0.5,
+        tasks=(("sorting", 1.0), ("words", 2.0), ("latin", 1.0)),
     )
     whole = run(settings, tmp_path / "whole.safetensors")
 
@@ -154,22 +165,50 @@ def test_clock_ends_training_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [8, 16])
 def test_every_number_of_masks_is_as_frequent_and_weighs_as_much(width: int) -> None:
     clean = torch.full((4 * width, 11 + width), 5)
-    noisy, weight = corrupt(clean, width, torch.Generator().manual_seed(0))
+    noisy, weight = masked(clean, width)
     assert torch.equal(noisy[:, :-width], clean[:, :-width])
-    masked = noisy == MASK
-    assert torch.equal(masked, weight > 0)
-    counts = masked.sum(1)
+    hidden = noisy == MASK
+    assert torch.equal(hidden, weight > 0)
+    counts = hidden.sum(1)
     assert torch.equal(counts.bincount(), torch.tensor([0] + [4] * width))
-    torch.testing.assert_close(weight[masked], (width / counts).repeat_interleave(counts))
+    torch.testing.assert_close(weight[hidden], (width / counts).repeat_interleave(counts))
 
 
 def test_masks_are_at_every_place_as_often() -> None:
     rows = 4096
-    noisy, _ = corrupt(torch.full((rows, 19), 5), WIDTH, torch.Generator().manual_seed(0))
+    noisy, _ = masked(torch.full((rows, 19), 5), WIDTH)
     shares = (noisy == MASK)[:, -WIDTH:].double().mean(0)
     # A place is masked with probability l / 8 for l = 1 … 8 in turn, on average 9/16, so its share
     # over the rows deviates by at most √(1/4 / rows) = 0.008: five times that.
     assert (shares - 9 / 16).abs().max() < 0.04
+
+
+def test_surest_places_are_shown_first_in_the_share_of_rows_that_is_asked_for() -> None:
+    network = Network(TINY)
+    clean = torch.randint(3, 60, (32, 19), generator=torch.Generator().manual_seed(1))
+    settings = replace(SORTING, surest=0.75)
+    ranks = places(network, clean, WIDTH, settings, torch.Generator().manual_seed(0))
+    assert torch.equal(ranks.sort(1).values, torch.arange(WIDTH).expand(32, WIDTH))
+    blank = clean.clone()
+    blank[:, -WIDTH:] = MASK
+    with torch.no_grad():
+        surest = network(blank)[:, -WIDTH:].softmax(-1).max(-1).values
+    rising = surest.gather(1, ranks.argsort(1)).diff(dim=1) >= 0
+    assert rising[:24].all()
+    assert not rising[24:].all(1).any()  # eight random places rise one time in 8!
+
+
+def test_order_of_the_surest_does_not_depend_on_the_answer() -> None:
+    """Otherwise what is masked would tell of the answer, and training would learn from it."""
+    network, settings = Network(TINY), replace(SORTING, surest=1.0)
+    clean = torch.randint(3, 60, (32, 19), generator=torch.Generator().manual_seed(1))
+    other = clean.clone()
+    other[:, -WIDTH:] = clean[:, -WIDTH:].flip(1)
+    first, second = (
+        places(network, c, WIDTH, settings, torch.Generator().manual_seed(0))
+        for c in (clean, other)
+    )
+    assert torch.equal(first, second)
 
 
 def test_learning_rate_rises_then_falls_to_nothing() -> None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.errors import UserError
@@ -18,6 +18,7 @@ def frozen(piece: str | list[int]) -> str | tuple[int, ...]:
     return piece if isinstance(piece, str) else tuple(piece)
 
 
+@settings(deadline=None)  # files: slow where others are at work
 @given(PIECE, st.lists(PIECE, min_size=1, max_size=4, unique_by=repr), st.data())
 def test_any_question_survives(
     tmp_path_factory: pytest.TempPathFactory,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.errors import UserError
@@ -22,6 +22,7 @@ class Note:
     values: list[float]
 
 
+@settings(deadline=None)  # files: slow where others are at work
 @given(st.lists(st.tuples(st.text(), st.lists(st.floats(allow_nan=False))), max_size=8), st.data())
 def test_lines_survive_any_cut(
     tmp_path_factory: pytest.TempPathFactory,

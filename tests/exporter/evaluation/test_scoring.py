@@ -71,9 +71,8 @@ def test_what_is_scored_is_kept(reference: Subject, tmp_path: Path) -> None:
 def test_a_bundle_must_return_logits(
     tiny: Subject, tmp_path: Path, float_bundles: dict[str, Path], llada_subject: Subject
 ) -> None:
-    encoded = encode_questions(tiny, [Question("t", "sun", ("moon",), 0)], chat=True)
     with pytest.raises(UserError, match="return reductions, no logits") as caught:
-        score(tiny, encoded, FEW, Run(tmp_path, {}), Progress())
+        encode_questions(tiny, [Question("t", "sun", ("moon",), 0)], chat=True)
     assert "--outputs logits" in caught.value.hint
 
     question = Question("t", (5, 6, 7), ((8, 9), (10,)), 0)
@@ -88,15 +87,16 @@ def test_a_bundle_must_return_logits(
         assert a == pytest.approx(b, abs=2 * 2 * (8e-5 + 8e-5))
 
 
-def test_what_cannot_be_read_is_refused(tiny: Subject) -> None:
+def test_what_cannot_be_read_is_refused(tiny: Subject, reference: Subject) -> None:
+    able = replace(tiny, logits=reference.logits)
     for question, seen in (
         (Question("t", "x" * 40, ("y" * 30,), 0), "40 tokens, its answer 30: more than the 64"),
         (Question("t", (5, 300), ("y",), 0), "`t` has id 300, outside of 0 … 263"),
         (Question("t", "x", ((5, 300),), 0), "`t` has id 300"),
     ):
         with pytest.raises(UserError, match=seen):
-            encode_questions(tiny, [question], chat=True)
-    mute = replace(tiny, text=None, tokenizer=None)
+            encode_questions(able, [question], chat=True)
+    mute = replace(able, text=None, tokenizer=None)
     for question in (Question("t", "x", ((5,),), 0), Question("t", (5,), ("x",), 0)):
         with pytest.raises(UserError, match="has no tokenizer") as caught:
             encode_questions(mute, [question], chat=True)
