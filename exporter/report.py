@@ -94,8 +94,9 @@ def _gate(gate: GateResult) -> str:
 
 def _quantization(manifest: Manifest) -> str:
     """Output error of each block, ours against rounding to nearest."""
-    blocks = [p for p in manifest.passes if p.where.startswith("block ") and "error" in p.stats]
-    if not blocks:
+    compared = [p for p in manifest.passes if {"error", "rtn_error"} <= p.stats.keys()]
+    blocks = list({p.where: p for p in compared}.values())  # the last pass of each: its quantizer
+    if not any(p.stats["rtn_error"] for p in blocks):
         return ""
     top = max(max(p.stats["error"], p.stats["rtn_error"]) for p in blocks) or 1.0
     bars = []
