@@ -66,8 +66,8 @@ class IaAq:
         }
 
     def cover(self, block: Block, bits: int) -> tuple[Tensor, Tensor]:
-        """Scales and zero points (kv heads, K) fp32 that cover all values of all tokens, and 0, with the
-        headroom.
+        """Scales and zero points (kv heads, K) fp32 that cover 0 and the values of all tokens, and
+        the headroom.
         """
         heads = block.heads
         device = block.weight(block.groups[0].linears[0]).device

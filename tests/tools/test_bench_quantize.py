@@ -1,6 +1,6 @@
 """The bench measures what it says: the same problem for all, in processes that report honestly.
 
-With `DQEXPORT_PEER=llmcompressor:/path/to/python` it also runs against that package.
+`DQEXPORT_PEER=llmcompressor:/path/to/python pytest -m peer` runs it against that package.
 """
 
 import json
@@ -96,6 +96,7 @@ def test_a_row_compares_medians(tmp_path: Path) -> None:
     assert found["peak MB"] == (30e-6, 40e-6)
 
 
+@pytest.mark.peer
 @pytest.mark.skipif(not PEER, reason="needs another interpreter in DQEXPORT_PEER")
 def test_the_peer_runs_and_we_are_as_good() -> None:
     peer, python = PEER.split(":")

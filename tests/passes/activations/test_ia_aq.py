@@ -117,6 +117,20 @@ def test_every_channel_gets_the_best_candidate(
     assert stats["error"] / stats["minmax_error"] == pytest.approx(share, rel=1e-5)
 
 
+def test_headroom_widens_the_range(toy_block: type[ToyBlock]) -> None:
+    scales = []
+    for headroom in (1.0, 1.25):
+        block = toy_block()
+        block.quantize_attention(GRID)
+        IaAq("minmax", headroom=headroom)(block)
+        scales.append(found(block))
+    # three roundings of fp32; the zero point depends on the ratio of both ends alone
+    torch.testing.assert_close(scales[1][0], 1.25 * scales[0][0], rtol=4 * 2**-24, atol=0)
+    assert torch.equal(scales[1][1], scales[0][1])
+    with pytest.raises(ValueError, match=r"at least 1, not 0.9"):
+        IaAq(headroom=0.9)
+
+
 def test_each_candidate_list_holds_those_before_it() -> None:
     lists = [set(alpha_grid(alphas)) for alphas in ALPHAS]
     assert all(a < b for a, b in pairwise(lists))

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from passes.weights.hessian import accumulate_hessian, factorize, inverse_factor, output_error
+from passes.weights.hessian import (
+    ROWS_AT_ONCE,
+    accumulate_hessian,
+    factorize,
+    inverse_factor,
+    output_error,
+)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -33,6 +39,19 @@ def test_it_is_the_weighted_sum_of_outer_products() -> None:
     # 50 products summed in fp32: below 55 roundings of 2^-24 on a sum of magnitudes
     bound = 2 * torch.einsum("t,ti,tj->ij", w.square(), x.abs(), x.abs()).double() * 55 * 2**-24
     assert ((hessian_of(x, w) - expected).abs() <= bound).all()
+
+
+def test_a_wide_one_is_made_in_parts_and_symmetric() -> None:
+    width = 2 * ROWS_AT_ONCE + 40
+    total, plain = torch.zeros(width, width), torch.zeros(width, width).double()
+    for seed, tokens in enumerate((20, 7)):
+        x, w = normal(tokens, width, seed=seed), torch.linspace(0.5, 2, tokens)
+        accumulate_hessian(total, x, w)
+        y = (x * w[:, None]).double()
+        plain += 2 * y.T @ y
+    assert torch.equal(total, total.T)
+    # 27 products of |x w| < 10 summed in fp32
+    torch.testing.assert_close(total.double(), plain, rtol=0, atol=30 * 200 * 27 * 2**-24)
 
 
 @pytest.mark.parametrize("junk", [0.0, 1e9, float("nan"), float("inf")])
