@@ -158,7 +158,7 @@ def _add_embedding(out: WeightsFile, source: Source, recipe: Recipe) -> None:
 
 
 def _add_head(out: WeightsFile, source: Source, recipe: Recipe, compute: ir.DataType) -> None:
-    """The head as a linear (D, V), rounded to 8 bits where the recipe says so."""
+    """The head as a linear (D, V), quantized where the recipe says so."""
     rows = source.rows("head", ROWS_AT_ONCE)
     vocab, width = model_shapes(source.spec)["embed"]
     if recipe.head_bits == 16:
@@ -173,4 +173,5 @@ def _add_head(out: WeightsFile, source: Source, recipe: Recipe, compute: ir.Data
     parts = [round_head(part, recipe) for part in rows]
     codes = torch.cat([part.codes for part in parts])
     scales = torch.cat([part.scales for part in parts])
-    _add_quantized(out, "head", QuantizedLinear(codes, scales, 8, recipe.head_group))
+    whole = QuantizedLinear(codes, scales, recipe.head_bits, recipe.head_group)
+    _add_quantized(out, "head", whole)

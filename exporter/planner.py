@@ -43,7 +43,8 @@ def estimate(spec: Spec, recipe: Recipe, canvas: int) -> Needs:
         elif name != "head":
             weights += count * compute
     head = spec.vocab_size * spec.width
-    weights += head * (1 + 2 / recipe.head_group if recipe.head_bits == 8 else compute)
+    quantized = recipe.head_bits / 8 + 2 / max(recipe.head_group, 1)
+    weights += head * (quantized if recipe.head_bits < 16 else compute)
     rows = 4 * spec.width + 3 * spec.mlp_width + canvas * spec.heads
     return Needs(int(weights), int(work), rows * canvas * compute)
 

@@ -38,6 +38,6 @@ class QuantOptions:
     budget: float | None = _option(
         None, "Mixed precision: KL to the float model that 8-bit groups must bring it under."
     )
-    head_bits: int = _option(8, "Of the head: 8, or 16 for float.")
+    head_bits: int = _option(8, "Of the head: 8, 4, or 16 for float.")
     embed_bits: int = _option(16, "Of embeddings: 8, or 16 for float.")
     seed: int = _option(0, "Of all random draws.")

@@ -127,7 +127,7 @@ class Recipe:
     high: frozenset[tuple[int, str]] = frozenset()  # (block, group) on 8-bit weights all the same
     mean_bits: float | None = None  # budget of mixed precision: see allocate.py
     budget: float | None = None
-    head_bits: int = 16  # 8, or 16: float, as `compute`
+    head_bits: int = 16  # 4, 8, or 16: float, as `compute`
     embed_bits: int = 16
     head_group: int = 0
     rotation: ResidualRotation | None = None  # of the residual stream, before all passes
@@ -165,11 +165,12 @@ def make_recipe(name: str, spec: Spec, options: QuantOptions, compute: Storage) 
     bits, method, components = parse(name)
     precision = BITS[bits]
     options = _with_scales(name, components, options)
-    for what, width in (("head", options.head_bits), ("embed", options.embed_bits)):
-        if width not in (8, 16):
-            raise UserError(
-                f"--{what}-bits {width} is not possible", f"Use --{what}-bits 8 or --{what}-bits 16"
-            )
+    for what, width, known in (
+        ("head", options.head_bits, (4, 8, 16)), ("embed", options.embed_bits, (8, 16))
+    ):  # fmt: skip
+        if width not in known:
+            choices = " or ".join(f"--{what}-bits {bits}" for bits in known)
+            raise UserError(f"--{what}-bits {width} is not possible", f"Use {choices}")
     if bits in ("fp32", "fp16"):
         storage: Storage = "fp32" if bits == "fp32" else "fp16"
         return Recipe(bits, storage, storage, limits=precision.limits)

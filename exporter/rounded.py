@@ -14,8 +14,8 @@ from passes.weights.rtn import round_to_nearest
 
 
 def round_head(rows: torch.Tensor, recipe: Recipe) -> QuantizedLinear:
-    """Rows (N, D) of an 8-bit head."""
-    return round_to_nearest(rows, WeightGrid(8, recipe.head_group))
+    """Rows (N, D) of a quantized head."""
+    return round_to_nearest(rows, WeightGrid(recipe.head_bits, recipe.head_group))
 
 
 def round_embedding(rows: torch.Tensor) -> QuantizedLinear:
@@ -61,7 +61,7 @@ class Rounded:
 
     def _outer(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         flat = rows.flatten(0, -2)
-        if name == "head" and self.recipe.head_bits == 8:
+        if name == "head" and self.recipe.head_bits < 16:
             return round_head(flat, self.recipe).dequantize().view(rows.shape)
         if name == "embed" and self.recipe.embed_bits == 8:
             return round_embedding(flat).dequantize().view(rows.shape)

@@ -29,7 +29,7 @@ class Rotation:
                 raise ValueError(f"a side of a rotation is square, not {tuple(side.shape)}")
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x (..., n) turned; the same for a weight (out, n), its rows being in the input's basis."""
+        """x (..., n) turned; a weight (out, n) too, whose rows are in the basis of the input."""
         runs: Tensor
         if self.left is not None:
             runs = x.unflatten(-1, (len(self.left), -1))

@@ -185,7 +185,7 @@ def test_the_reference_bundle_is_sound_and_complete(reference_bundle: Path) -> N
     assert not (reference_bundle / ".work").exists()
     steps = [record.step.partition("(")[0] for record in manifest.passes]
     layers = manifest.model.layers
-    assert steps == ["Tmas", "Cgq", *["Gptq"] * layers, "Rtn"]
+    assert steps == ["WeightGrid", "Tmas", "Cgq", *["Gptq"] * layers, "Rtn"]
     listed = {file.path for file in manifest.files} | {"manifest.json", "manifest.sha256"}
     assert listed == content(reference_bundle).keys()
 

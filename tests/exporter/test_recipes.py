@@ -149,7 +149,8 @@ def test_integers_are_summed_over_groups_only_where_weights_have_two_levels() ->
         ("w4a16-duquant", {}, "stay float"),
         ("w4a16", {"activation": "token"}, "stay float"),
         ("w4a4", {"p_bits": 5}, "--p-bits 5"),
-        ("w4a4", {"head_bits": 4}, "--head-bits 4"),
+        ("w4a4", {"head_bits": 5}, "--head-bits 5"),
+        ("w4a4", {"embed_bits": 4}, "--embed-bits 4"),
     ],
 )
 def test_what_cannot_be_put_together_is_refused(

@@ -204,7 +204,8 @@ def doubtful(
 
     def in_steps(x: torch.Tensor, bits: int) -> torch.Tensor:
         top = 2 ** (bits - 1) - 1
-        return x / (x.abs().amax(-1, keepdim=True) / top).clamp_min(1e-30)
+        steps: torch.Tensor = x / (x.abs().amax(-1, keepdim=True) / top).clamp_min(1e-30)
+        return steps
 
     rows = torch.zeros(q.shape[:3], dtype=torch.bool)
     if grid.q_bits < 16:
@@ -299,7 +300,7 @@ def test_everything_in_four_bits(family: str, method: str, tmp_path: Path) -> No
     "options",
     [
         QuantOptions(activation="token"),
-        QuantOptions(activation="tensor", p_scale="row", embed_bits=8),
+        QuantOptions(activation="tensor", p_scale="row", embed_bits=8, head_bits=4),
         QuantOptions(activation="group", group=32, k_bits=4, q_bits=16),
         QuantOptions(q_bits=16, k_bits=16, v_bits=16, p_bits=16, head_bits=16),
     ],
