@@ -74,15 +74,15 @@ BITS: Mapping[str, Precision] = {
     ),
     "w8a8": Precision(
         "8-bit weights a channel, 8-bit activations a token, 8-bit attention operands",
-        Limits(0.02, 0.05), 8, 8, (8, 8, 8, 8), "quarot+tmas+cgq+iaaq",
+        Limits(0.02, 0.05), 8, 8, (8, 8, 8, 8), "quarot+smooth+tmas+cgq+iaaq",
     ),
     "w4a8": Precision(
         "4-bit weights in groups on 8-bit channels, 8-bit activations a token, 8-bit attention",
-        Limits(0.04, 0.15), 4, 8, (8, 8, 8, 8), "quarot+tmas+cgq+iaaq",
+        Limits(0.04, 0.15), 4, 8, (8, 8, 8, 8), "quarot+smooth+tmas+cgq+iaaq",
     ),
     "w4a4": Precision(
         "4-bit weights and activations in groups, 4-bit values, 8-bit q, k and p",
-        Limits(0.15, 0.6), 4, 4, (8, 8, 4, 8), "quarot+tmas+cgq+iaaq",
+        Limits(0.15, 0.6), 4, 4, (8, 8, 4, 8), "quarot+smooth+tmas+cgq+iaaq",
     ),
 }  # fmt: skip
 METHODS = {
@@ -106,6 +106,7 @@ COMPONENTS = {
     "clean": "calibrate on finished answers, nothing masked",
     "cgq": "weigh calibration tokens by mask state and certainty",
     "iaaq": "choose the scales of values by what attention makes of them",
+    "smooth": "move activation outliers into the weights before all else",
     "token": "activations have a scale a token",
     "group": "activations have a scale a token and group of channels",
     "tensor": "activations have one calibrated scale",
@@ -282,8 +283,9 @@ def _passes(
             "Component `iaaq` chooses the scales of values, which stay float here",
             "Give --v-bits 8 or 4, or a recipe with quantized attention, such as w4a8",
         )
+    smooth = (SmoothQuant(),) if "smooth" in components else ()
     # grids see the channels that run, so they come behind the transforms
-    return (*transforms.get(method, ()), *grids, solvers.get(method, Rtn()))
+    return (*smooth, *transforms.get(method, ()), *grids, solvers.get(method, Rtn()))
 
 
 def _check_budgets(precision: Precision, options: QuantOptions) -> None:

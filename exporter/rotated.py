@@ -60,5 +60,6 @@ class Rotated:
 
     def _outer(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         if name == "head":
-            return self.rotation.rotate_input(rows, self.inner.tensor("final_norm"))
+            norm = self.inner.tensor("final_norm", device=str(rows.device))
+            return self.rotation.rotate_input(rows, norm)
         return self.rotation.rotate_rows(rows)

@@ -1,4 +1,4 @@
-"""Embedding and head as a bundle stores them."""
+"""Embedding, head and the norm before it as a bundle stores them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ def round_embedding(rows: torch.Tensor) -> QuantizedLinear:
 
 @dataclass(frozen=True)
 class Rounded:
-    """`Source` whose embedding and head have the values that the recipe's bundle holds.
+    """`Source` whose embedding, last norm and head have the values that the recipe's bundle holds.
 
     The blocks are those of `inner`: what becomes of them stands in `Quantized`.
     """
@@ -47,7 +47,7 @@ class Rounded:
 
     def tensor(self, name: str, block: int | None = None, device: str = "cpu") -> torch.Tensor:
         tensor = self.inner.tensor(name, block, device)
-        return self._outer(name, tensor) if name in ("embed", "head") else tensor
+        return self._outer(name, tensor) if block is None else tensor
 
     def rows(self, name: str, count: int) -> Iterator[torch.Tensor]:
         for part in self.inner.rows(name, count):
@@ -60,10 +60,9 @@ class Rounded:
         return self.inner.block(index, device)
 
     def _outer(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        flat = rows.flatten(0, -2)
         if name == "head" and self.recipe.head_bits < 16:
-            return round_head(flat, self.recipe).dequantize().view(rows.shape)
+            return round_head(rows.flatten(0, -2), self.recipe).dequantize().view(rows.shape)
         if name == "embed" and self.recipe.embed_bits == 8:
-            return round_embedding(flat).dequantize().view(rows.shape)
-        half = {"embed": self.recipe.storage, "head": self.recipe.compute}.get(name) == "fp16"
-        return rows.half().float() if half else rows
+            return round_embedding(rows.flatten(0, -2)).dequantize().view(rows.shape)
+        kind = self.recipe.storage if name == "embed" else self.recipe.compute
+        return rows.half().float() if kind == "fp16" else rows

@@ -4,6 +4,9 @@ Weights, activations and attention operands take the values that the emitted gra
 products of integers are computed in floats, which differs from the graphs by fp32 rounding only.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import torch
 
 from exporter.float_session import FloatModel
@@ -30,13 +33,14 @@ def simulated(
     rounded = Rounded(turned(source, recipe), recipe)
 
     def layer(index: int) -> Layer:
-        if quantized is not None:
-            return quantized.block(index).to(device).layer()
-        tensors = source.block(index, device)
-        return Layer(_half(tensors) if recipe.compute == "fp16" else tensors)
+        if quantized is None:
+            found = Layer(source.block(index, device))
+        else:
+            found = quantized.block(index).to(device).layer()
+        return replace(found, tensors=_half(found.tensors)) if recipe.compute == "fp16" else found
 
     return FloatModel(rounded, device, layer)
 
 
-def _half(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _half(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.half().float() for name, tensor in tensors.items()}

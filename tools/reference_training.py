@@ -13,19 +13,20 @@ import os
 import random
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.nn import functional
 
+from exporter.checkpoint import Checkpoint
 from exporter.errors import UserError
 from exporter.tasks import Reference, task
-from exporter.tensor_files import read_header
-from tools.reference_data import MASK, Corpus, character_ids, encode
-from tools.reference_network import Network, Shape
+from tools.reference_data import Corpus, character_ids, encode
+from tools.reference_masking import corrupt, places
+from tools.reference_network import NORM_EPS, ROPE_THETA, Network, Shape
 
 BETAS, WEIGHT_DECAY, LARGEST_GRADIENT = (0.9, 0.98), 0.01, 1.0
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -38,7 +39,7 @@ class Settings:
     shape: Shape
     tasks: tuple[tuple[str, float], ...]  # name, weight
     reference: Reference = "one-step"  # whose tokenizer
-    start: str = ""  # SHA-256 of the weights file that the training began from; empty: random ones
+    start: str = ""  # digest of the checkpoint that the training began from; empty: random weights
     steps: int = 6000
     minutes: float | None = None  # where given, the schedule follows the clock instead of steps
     batch: int = 64
@@ -72,8 +73,8 @@ class Progress:
         return self.seconds / (60 * settings.minutes)
 
 
-def begin(settings: Settings, device: str, start: Path | None = None) -> Progress:
-    """A training at step 0, from random weights or from those of the file `start`."""
+def begin(settings: Settings, device: str, start: Checkpoint | None = None) -> Progress:
+    """A training at step 0, from random weights or from those of `start`."""
     network = Network(settings.shape, settings.seed).to(device)
     if start is not None:
         read_weights(network, start)
@@ -84,15 +85,23 @@ def begin(settings: Settings, device: str, start: Path | None = None) -> Progres
     return Progress(network, average, optimizer)
 
 
-def read_weights(network: Network, file: Path) -> None:
-    """Takes the weights from `file`; UserError where its names or shapes are others."""
-    found = {name: entry.shape for name, entry in read_header(file).items()}
-    wanted = {name: tuple(t.shape) for name, t in network.state_dict().items()}
-    if found != wanted:
-        other = sorted(n for n in found | wanted if found.get(n) != wanted.get(n))[0]
-        seen = f"`{other}` has shape {found.get(other)} in `{file}`, {wanted.get(other)} here"
-        raise UserError(seen, "Give the sizes of the checkpoint, or another one")
-    network.load_state_dict(load_file(file))
+def read_weights(network: Network, checkpoint: Checkpoint) -> None:
+    """Takes the weights of `checkpoint`; UserError where it is not a model of these sizes."""
+    spec, names = checkpoint.spec, checkpoint.family.tensors
+    shape = Shape(spec.width, spec.layers, spec.heads, spec.mlp_width, spec.vocab_size)
+    found = *astuple(shape), spec.kv_heads, spec.rope_theta, spec.norm_eps
+    wanted = *astuple(network.shape), network.shape.heads, ROPE_THETA, NORM_EPS
+    tensors = {}
+    for key, entry in checkpoint.entries.items():
+        block, _, name = key.rpartition(".")
+        tensors[names[name].format(i=block)] = entry
+    if found != wanted or tensors.keys() != network.state_dict().keys():
+        raise UserError(
+            f"`{checkpoint.folder}` is of family {checkpoint.family.name} and sizes {found}, "
+            f"training of family llada and sizes {wanted}",
+            "Give a checkpoint of the same layout and sizes",
+        )
+    network.load_state_dict({name: entry.read() for name, entry in tensors.items()})
 
 
 def train(
@@ -108,7 +117,9 @@ def train(
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
         problems, width = corpus.draw(rng, settings.batch)
         clean = encode(problems, width, ids)
-        hidden_first = places(progress.network, clean.to(device), width, settings, generator)
+        hidden_first = places(
+            progress.network, clean.to(device), width, settings.surest, settings.bf16, generator
+        )
         noisy, weight = corrupt(clean, hidden_first, generator)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.bf16):
             batch = (t.to(device) for t in (clean, noisy, weight))
@@ -123,50 +134,6 @@ def train(
             saved = time.monotonic()
     if progress.step:  # before the first there is nothing to go on from
         save(checkpoint, settings, progress)
-
-
-@torch.no_grad()
-def places(
-    network: Network,
-    clean: torch.Tensor,
-    width: int,
-    settings: Settings,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    """Ranks (B, width) of the answer's places: who is masked first, 0, to who is masked last.
-
-    Random in most rows. In the first `surest` of them a place ranks the later the surer the network
-    is of it while all of the answer is masked: these are the states that decoding by confidence
-    goes through, and few of them come about by chance. The rank depends on the prompt alone, so
-    what is right at a masked place stays as likely as it was.
-    """
-    order = torch.rand(len(clean), width, generator=generator)
-    rows = round(settings.surest * len(clean))
-    if rows:
-        blank = clean[:rows].clone()
-        blank[:, -width:] = MASK
-        with torch.autocast(clean.device.type, torch.bfloat16, enabled=settings.bf16):
-            logits = network(blank)[:, -width:].float()
-        order[:rows] = logits.softmax(-1).max(-1).values.cpu()
-    return order.argsort(1).argsort(1)
-
-
-def corrupt(
-    clean: torch.Tensor, hidden_first: torch.Tensor, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks answers, the last ids of rows (B, T), in the order of `hidden_first` (B, width).
-
-    Returns noisy ids (B, T), and the weights (B, T): width / l where masked, 0 elsewhere. Rows take
-    l = 1, 2, … in turn from a random one on: a batch sees all of them equally often.
-    """
-    rows, width = hidden_first.shape
-    first = torch.randint(width, (1,), generator=generator)
-    count = 1 + (first + torch.arange(rows))[:, None] % width  # (B, 1), in 1 … width
-    masked = hidden_first < count
-    noisy, weight = clean.clone(), torch.zeros(clean.shape)
-    noisy[:, -width:][masked] = MASK
-    weight[:, -width:] = masked * (width / count)
-    return noisy, weight
 
 
 def masked_loss(

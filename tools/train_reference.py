@@ -12,15 +12,15 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import torch
 import typer
 from torch.nn import functional
 
+from exporter.checkpoint import open_checkpoint
 from exporter.errors import UserError
 from exporter.tasks import Example, Reference, held_out_tasks, is_correct, task
-from exporter.tensor_files import sha256
 from tools.reference_data import MASK, character_ids, decode, shipped_shape, write_folder
 from tools.reference_network import Network
 from tools.reference_training import Progress, Settings, as_json, begin, resume, train
@@ -95,11 +95,6 @@ def parse_tasks(texts: list[str]) -> tuple[tuple[str, float], ...]:
     return tuple(parsed.items())
 
 
-def refuse(error: UserError) -> NoReturn:
-    typer.echo(f"error: {error}\n\nhint: {error.hint}", err=True)
-    raise typer.Exit(1) from None
-
-
 def main(
     out: Annotated[Path, typer.Argument(help="Folder to write")],
     tasks: Annotated[
@@ -133,32 +128,31 @@ def main(
     """Train a masked-diffusion model on self-checking tasks; the scores go to stdout."""
     sizes = {"width": width, "layers": layers, "heads": heads, "mlp": mlp}
     shape = replace(shipped_shape(reference), **{k: v for k, v in sizes.items() if v is not None})
-    weights = start and start / "model.safetensors"
-    if weights and not weights.is_file():
-        refuse(UserError(f"`{weights}` is not there", "Give a folder with weights in one file"))
-    settings = Settings(
-        shape=shape,
-        tasks=parse_tasks(tasks or held_out_tasks(reference)),
-        reference=reference,
-        start=sha256(weights) if weights else "",
-        steps=steps,
-        minutes=minutes,
-        batch=batch,
-        rate=rate,
-        warm_up=warm_up,
-        ema=ema,
-        surest=surest,
-        bf16=bf16,
-        seed=seed,
-    )
     checkpoint = out / ".training" / "checkpoint.safetensors"
     try:
+        origin = open_checkpoint(start) if start else None
+        settings = Settings(
+            shape=shape,
+            tasks=parse_tasks(tasks or held_out_tasks(reference)),
+            reference=reference,
+            start=origin.digest() if origin else "",
+            steps=steps,
+            minutes=minutes,
+            batch=batch,
+            rate=rate,
+            warm_up=warm_up,
+            ema=ema,
+            surest=surest,
+            bf16=bf16,
+            seed=seed,
+        )
         known = checkpoint.exists()
         progress = (
-            resume(checkpoint, settings, device) if known else begin(settings, device, weights)
+            resume(checkpoint, settings, device) if known else begin(settings, device, origin)
         )
     except UserError as error:
-        refuse(error)
+        typer.echo(f"error: {error}\n\nhint: {error.hint}", err=True)
+        raise typer.Exit(1) from None
     train(settings, progress, device, checkpoint)
     finish(out, settings, progress, device, score_prompts)
     typer.echo((out / "training.json").read_text(), nl=False)

@@ -1,11 +1,14 @@
 """Quantize a checkpoint with many recipes and seeds, in simulation, and evaluate each.
 
 Every configuration is a run of `dqexport eval` below OUT/runs: what is finished is not done again,
-and several processes may work on different seeds of one OUT.
+and several processes may work on different seeds of one OUT. What they share, the float model, is
+evaluated by the first and waited for by the others.
 """
 
+import fcntl
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -58,23 +61,27 @@ def ablate(
     progress: Progress,
 ) -> list[Trial]:
     """All trials, the float model first. Raises UserError before any work on what cannot run."""
-    seeds = {name: _seeds(checkpoint, name, options) for name in options.recipes}
+
+    def quantized(name: str, seed: int, work: Path) -> Subject:
+        """The model of a recipe, not made before it is asked for answers."""
+        quant = replace(options.quant, seed=seed)
+        quantization = Quantization(name, quant, options.calib, options.calib_prompts)
+        return simulated_subject(
+            checkpoint, digest, quantization, options.hardware.device, work, progress
+        )
+
+    planned = [(n, seed) for n in options.recipes for seed in _seeds(checkpoint, n, options)]
+    for name, seed in planned:
+        quantized(name, seed, out)  # refuses what cannot run
     model = FloatModel(checkpoint, options.hardware.device)
     twin = model_subject(checkpoint, model, digest)
     trials = [_try(twin, None, FLOAT, 0, 32.0, examples, options, out, progress)]
-    for name in options.recipes:
+    for name, seed in planned:
         recipe = make_recipe(name, checkpoint.spec, options.quant, "fp32")
         bits = bits_a_weight(checkpoint.spec, recipe)
-        for seed in seeds[name]:
-            quantization = Quantization(
-                name, replace(options.quant, seed=seed), options.calib, options.calib_prompts
-            )
-            with TemporaryDirectory() as work:
-                subject = simulated_subject(
-                    checkpoint, digest, quantization, options.hardware.device, Path(work), progress
-                )
-                trial = _try(subject, twin, name, seed, bits, examples, options, out, progress)
-            trials.append(trial)
+        with TemporaryDirectory() as work:
+            subject = quantized(name, seed, Path(work))
+            trials.append(_try(subject, twin, name, seed, bits, examples, options, out, progress))
     return trials
 
 
@@ -99,7 +106,17 @@ def _try(
     asked = EvalOptions(
         trajectory=options.trajectory if twin else 0, hardware=options.hardware, out=folder
     )
-    figures = evaluate(subject, examples, [], twin, asked, progress)
+    with _alone(folder):
+        figures = evaluate(subject, examples, [], twin, asked, progress)
     lines = (folder / f"{PART}.jsonl").read_text().splitlines()
     outcomes = sorted((Outcome(**json.loads(line)) for line in lines), key=lambda o: o.index)
     return Trial(name, seed, bits, tuple(outcomes), figures)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process is at work on the run in `folder`, and keeps others off it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -49,20 +49,30 @@ def ablate(
     from exporter.ablation.inputs import bases_of, open_tasks, recipes_of
     from exporter.ablation.summary import summarize
     from exporter.ablation.table import markdown, plot, table_csv
+    from exporter.errors import UserError
+    from exporter.evaluation.inputs import one_kind_of_error
     from exporter.evaluation.subject import Hardware
     from exporter.progress import TerminalProgress
+    from exporter.team import device_of
+    from exporter.tensor_files import write_atomically
 
+    if quant.seed:
+        raise UserError(
+            f"--seed {quant.seed}: an ablation has several seeds",
+            f"Give the first of them, --first-seed {quant.seed}, and how many: --seeds {seeds}",
+        )
     progress = TerminalProgress()
-    checkpoint, digest, examples = open_tasks(arguments or [], limit, (mask_id, eot_id), progress)
-    recipes = recipes_of(recipe or [], preset or [])
+    recipes = recipes_of(recipe or [], preset or [], base)
     options = AblationOptions(
         recipes, tuple(range(first_seed, first_seed + seeds)), quant, calib, calib_prompts,
-        trajectory, Hardware(device),
+        trajectory, Hardware(device_of(device)),
     )  # fmt: skip
-    trials = run(checkpoint, digest, examples, options, out, progress)
+    with one_kind_of_error():
+        opened = open_tasks(arguments or [], limit, (mask_id, eot_id), progress)
+        trials = run(*opened, options, out, progress)
     found = summarize(trials, bases_of(recipes, base))
-    (out / "table.md").write_text(markdown(found))
-    (out / "table.csv").write_text(table_csv(trials))
+    write_atomically(out / "table.md", [markdown(found).encode()])
+    write_atomically(out / "table.csv", [table_csv(trials).encode()])
     drawn = plot(found, out / "plot.svg")
     if not drawn:
         typer.echo("no plot: `pip install dqexport[plot]` brings matplotlib", err=True)

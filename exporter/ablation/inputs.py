@@ -27,12 +27,23 @@ def open_tasks(
             f"An example of `{unchecked.task}` has no answer: nothing can be right or wrong",
             'Give lines like {"prompt": "2+2=", "answer": "4"}',
         )
+    program = next((example for example in examples if example.match == "code"), None)
+    if program is not None:
+        raise UserError(
+            f"Answers of `{program.task}` are programs, which an ablation does not run",
+            "Leave them out, or judge one recipe at a time: `dqexport eval --allow-code`",
+        )
     checkpoint, digest = open_float(subject, progress, ids)
     return checkpoint, digest, examples
 
 
-def recipes_of(named: Sequence[str], presets: Sequence[str]) -> tuple[str, ...]:
-    """Every recipe once, in order; those of the preset `components` where nothing is named."""
+def recipes_of(
+    named: Sequence[str], presets: Sequence[str], base: str | None = None
+) -> tuple[str, ...]:
+    """Every recipe once, in order; those of the preset `components` where nothing is named.
+
+    First of all comes the `base` that all are compared with, where it is not among them.
+    """
     for preset in presets:
         if preset not in PRESETS:
             known = "; ".join(f"{name}: {question}" for name, question in QUESTIONS.items())
@@ -40,7 +51,8 @@ def recipes_of(named: Sequence[str], presets: Sequence[str]) -> tuple[str, ...]:
     if not (named or presets):
         presets = ["components"]
     listed = [recipe for preset in presets for recipe in PRESETS[preset]]
-    return tuple(dict.fromkeys([*named, *listed]))
+    recipes = tuple(dict.fromkeys([*named, *listed]))
+    return recipes if base is None or base in recipes else (base, *recipes)
 
 
 def bases_of(recipes: Sequence[str], base: str | None) -> dict[str, str]:

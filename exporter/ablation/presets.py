@@ -13,12 +13,12 @@ def one_by_one(base: str) -> tuple[str, ...]:
 
 
 PRESETS: Mapping[str, tuple[str, ...]] = {
-    "bits": ("w8a16", "w4a16-rtn", "w4a16-gptq", "w4a16", "w8a8-rtn", "w8a8-quarot", "w8a8",
-             "w4a8-rtn", "w4a8-quarot", "w4a8", "w4a4-rtn", "w4a4-quarot+token", "w4a4-quarot",
-             "w4a4"),
+    "bits": ("w8a16-gptq", "w8a16", "w4a16-rtn", "w4a16-gptq", "w4a16", "w8a8-rtn", "w8a8-quarot",
+             "w8a8", "w4a8-rtn", "w4a8-quarot", "w4a8", "w4a4-rtn", "w4a4-quarot+token",
+             "w4a4-quarot", "w4a4"),
     "methods": ("w4a4-rtn+token", "w4a4-smoothquant+token", "w4a4-awq+token", "w4a4-gptq+token",
                 "w4a4-quantease+token", "w4a4-lorc+token", "w4a4-omniquant+token",
-                "w4a4-duquant+token", "w4a4-quarot+token", "w4a4"),
+                "w4a4-duquant+token", "w4a4-quarot+token", "w4a4-dllmquant+token"),
     "components": (*one_by_one("w4a4-quarot+token"), *one_by_one("w4a4-gptq+token")[:5],
                    *one_by_one("w4a4-awq+token")[:5]),
     "states": tuple(f"w4a4-quarot+token{states}" for states in ("", "+tmas", "+mcs", "+clean")),

@@ -97,12 +97,16 @@ def _difference(ours: Floats, theirs: Floats, draws: npt.NDArray[np.int64]) -> D
 def _recovered(
     ours: Floats, base: Floats, reference: Floats, draws: npt.NDArray[np.int64]
 ) -> Difference | None:
-    """(ours - base) / (float - base); None where the base loses nothing that could be won back."""
+    """(ours - base) / (float - base); None where the base loses nothing that could be won back.
+
+    Resamples in which nothing is lost, less than 2.5 % of them, have no share and do not count.
+    """
     lost = (reference - base)[draws].mean(1)
     if reference.mean() <= base.mean() or np.percentile(lost, 2.5) <= 0:
         return None
+    some = lost > 0
     share = float((ours.mean() - base.mean()) / (reference.mean() - base.mean()))
-    return Difference(share, _percentiles((ours - base)[draws].mean(1) / lost))
+    return Difference(share, _percentiles((ours - base)[draws].mean(1)[some] / lost[some]))
 
 
 def _percentiles(values: Floats) -> Interval:

@@ -12,8 +12,8 @@ from exporter.ablation.summary import Difference, Summary
 def markdown(found: Sequence[Summary]) -> str:
     """A table with a row a recipe: accuracies in percent, differences in points."""
     tasks = list(found[0].by_task)
-    head = ["recipe", "bits", "seeds", *tasks, "all (95 %)", "worst seed", "− float", "− base",
-            "won back", "agreement", "KL"]  # fmt: skip
+    head = ["recipe", "bits", "seeds", *map(_escaped, tasks), "all (95 %)", "worst seed",
+            "− float", "− base", "won back", "agreement", "KL"]  # fmt: skip
     lines = [head, ["---"] * len(head)]
     for row in found:
         low, high = row.interval
@@ -27,6 +27,11 @@ def markdown(found: Sequence[Summary]) -> str:
             "" if row.kl is None else f"{row.kl:.4f}",
         ])  # fmt: skip
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _escaped(name: str) -> str:
+    """A task's name, which may be any text, as one cell."""
+    return " ".join(name.split()).replace("\\", "\\\\").replace("|", "\\|")
 
 
 def _points(difference: Difference | None, unit: str = "") -> str:

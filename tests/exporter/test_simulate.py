@@ -319,3 +319,14 @@ def test_the_reference_model(bits: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(reference_folder())
     recipe = make_recipe(bits, checkpoint.spec, QuantOptions(), "fp32")
     check_pieces(checkpoint, recipe, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["fp16", "w4a16-rtn"])
+def test_with_fp16_arithmetic_every_weight_is_rounded_to_fp16(name: str, tmp_path: Path) -> None:
+    checkpoint = golden("dream")
+    recipe = make_recipe(name, checkpoint.spec, QuantOptions(), "fp16")
+    model = simulated(checkpoint, run_passes(checkpoint, recipe, tmp_path), recipe)
+    outer = {n: model.checkpoint.tensor(n) for n in ("embed", "final_norm")}
+    for tensors in (outer, *(layer.tensors for layer in model.blocks())):
+        for tensor in tensors.values():
+            assert torch.equal(tensor, tensor.half().float())

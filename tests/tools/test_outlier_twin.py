@@ -20,9 +20,14 @@ FOLDERS = {"reference": reference_folder(), "llada": GOLDEN / "llada", "dream": 
 
 
 def make_twin(
-    source: Path, out: Path, seed: int = 0, channels: int = 4, factor: float = 32.0
+    source: Path,
+    out: Path,
+    seed: int = 0,
+    channels: int = 4,
+    factor: float = 32.0,
+    massive: float = 1.0,
 ) -> Checkpoint:
-    write_twin(source, out, seed, channels, factor)
+    write_twin(source, out, seed, channels, factor, massive)
     return open_checkpoint(out)
 
 
@@ -40,6 +45,16 @@ def test_a_power_of_two_changes_no_bit_of_the_logits(
 ) -> None:
     twin = make_twin(source, tmp_path / "twin", factor=factor)
     assert torch.equal(logits(twin), logits(open_checkpoint(source)))
+
+
+@pytest.mark.parametrize("source", FOLDERS.values(), ids=list(FOLDERS))
+def test_massive_channels_change_no_bit_either(source: Path, tmp_path: Path) -> None:
+    twin = make_twin(source, tmp_path / "twin", massive=256.0)
+    plain = open_checkpoint(source)
+    assert torch.equal(logits(twin), logits(plain))
+    for block in range(plain.spec.layers):
+        grown = twin.tensor("up", block).norm(dim=1) / plain.tensor("up", block).norm(dim=1)
+        assert int((grown > 100).sum()) == 4  # the columns behind the norm shrink, by at most 32
 
 
 def test_another_factor_rounds_each_weight_once(tmp_path: Path) -> None:
@@ -77,7 +92,7 @@ def test_seed_decides_the_channels() -> None:
     source = open_checkpoint(reference_folder())
     first, again, other = (twin_scales(source, seed, 4, 32.0) for seed in (0, 0, 1))
     assert first == again != other
-    by_block = {scale.channels for name, scale in first.items() if "norm" in name}
+    by_block = {scale.channels for name, (scale,) in first.items() if "norm" in name}
     assert len(by_block) == 8  # drawn anew for each: equal ones are one in 192 over 4
 
 
@@ -109,8 +124,9 @@ def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
     [
         ("--channels", "0", "0 channels of 192"),
         ("--channels", "193", "193 channels of 192"),
-        ("--factor", "0", "a factor of 0"),
-        ("--factor", "nan", "a factor of nan"),
+        ("--factor", "0", "factors of 0.0 and 1.0"),
+        ("--massive", "inf", "factors of 32.0 and inf"),
+        ("--factor", "nan", "factors of nan and 1.0"),
     ],
 )
 def test_command_refuses_what_it_cannot_do(

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -38,15 +39,14 @@ from tools.reference_data import (
     encode,
     shipped_shape,
 )
+from tools.reference_masking import corrupt, places
 from tools.reference_network import Network, Shape
 from tools.reference_training import (
     Progress,
     Settings,
     begin,
-    corrupt,
     learning_rate,
     masked_loss,
-    places,
     resume,
     train,
 )
@@ -54,6 +54,7 @@ from tools.train_reference import generate, main, parse_tasks, score
 
 TINY = Shape(width=32, layers=1, heads=2, mlp=64)
 WIDTH = 8  # tokens of an answer
+GOLDEN = Path(__file__).parents[1] / "golden"
 REFERENCES: tuple[Reference, ...] = ("one-step", "steps")
 each_reference = pytest.mark.parametrize("reference", REFERENCES)
 SORTING = Settings(TINY, (("sorting", 1.0),), steps=150, batch=32, rate=1e-2)
@@ -93,7 +94,7 @@ def test_answers_that_must_agree_need_several_steps(name: str) -> None:
 def masked(clean: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
     """`clean` and weights as training has them, masked at random places."""
     generator = torch.Generator().manual_seed(0)
-    return corrupt(clean, places(Network(TINY), clean, width, SORTING, generator), generator)
+    return corrupt(clean, places(Network(TINY), clean, width, 0.0, False, generator), generator)
 
 
 def test_untrained_network_guesses_uniformly() -> None:
@@ -186,8 +187,7 @@ def test_masks_are_at_every_place_as_often() -> None:
 def test_surest_places_are_shown_first_in_the_share_of_rows_that_is_asked_for() -> None:
     network = Network(TINY)
     clean = torch.randint(3, 60, (32, 19), generator=torch.Generator().manual_seed(1))
-    settings = replace(SORTING, surest=0.75)
-    ranks = places(network, clean, WIDTH, settings, torch.Generator().manual_seed(0))
+    ranks = places(network, clean, WIDTH, 0.75, False, torch.Generator().manual_seed(0))
     assert torch.equal(ranks.sort(1).values, torch.arange(WIDTH).expand(32, WIDTH))
     blank = clean.clone()
     blank[:, -WIDTH:] = MASK
@@ -200,12 +200,12 @@ def test_surest_places_are_shown_first_in_the_share_of_rows_that_is_asked_for() 
 
 def test_order_of_the_surest_does_not_depend_on_the_answer() -> None:
     """Otherwise what is masked would tell of the answer, and training would learn from it."""
-    network, settings = Network(TINY), replace(SORTING, surest=1.0)
+    network = Network(TINY)
     clean = torch.randint(3, 60, (32, 19), generator=torch.Generator().manual_seed(1))
     other = clean.clone()
     other[:, -WIDTH:] = clean[:, -WIDTH:].flip(1)
     first, second = (
-        places(network, c, WIDTH, settings, torch.Generator().manual_seed(0))
+        places(network, c, WIDTH, 1.0, False, torch.Generator().manual_seed(0))
         for c in (clean, other)
     )
     assert torch.equal(first, second)
@@ -292,18 +292,32 @@ def test_training_without_a_step_keeps_the_weights_it_starts_from(tmp_path: Path
         assert {(e.match, e.gen_length) for e in examples} == {(match, tokens)}
 
 
-def test_a_start_of_other_sizes_is_refused(tmp_path: Path) -> None:
-    start = str(reference_folder("steps"))
-    done = command(tmp_path / "out", "--start", start, "--task", "addition")
+@pytest.mark.parametrize("key", ["n_heads", "rope_theta", "rms_norm_eps"])
+def test_a_start_that_computes_otherwise_is_refused(key: str, tmp_path: Path) -> None:
+    """Shapes are equal, so only config.json tells."""
+    start = tmp_path / "start"
+    shutil.copytree(reference_folder(), start)
+    changed = json.loads((start / "config.json").read_text())
+    changed[key] = {"n_heads": 6, "rope_theta": 5e5, "rms_norm_eps": 1e-6}[key]
+    (start / "config.json").write_text(json.dumps(changed | {"n_kv_heads": changed["n_heads"]}))
+    done = command(tmp_path / "out", "--start", str(start), "--task", "addition")
     assert done.exit_code == 1
-    assert "error: `model.transformer." in done.stderr
+    assert f"error: `{start}` is of family llada and sizes (192, 4," in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_start_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    done = command(tmp_path / "out", "--start", str(tmp_path), "--task", "addition")
+@pytest.mark.parametrize("start", [reference_folder("steps"), GOLDEN / "dream"])
+def test_a_start_of_another_size_or_layout_is_refused(start: Path, tmp_path: Path) -> None:
+    done = command(tmp_path / "out", "--start", str(start), "--task", "addition")
     assert done.exit_code == 1
-    assert "model.safetensors` is not there" in done.stderr
+    assert "error: " in done.stderr
+    assert "sizes (192, 4, 3, 576, 64, 3, 10000.0, 1e-05)" in done.stderr
+
+
+def test_a_start_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    done = command(tmp_path / "out", "--start", str(tmp_path / "no"), "--task", "addition")
+    assert done.exit_code == 1
+    assert "error: No checkpoint folder" in done.stderr
 
 
 def test_training_goes_on_only_from_the_weights_that_it_began_with(tmp_path: Path) -> None:
