@@ -99,7 +99,9 @@ def twin_scales(
     if not 0 < channels <= spec.width:
         raise UserError(f"{channels} channels of {spec.width}", "Give --channels in between")
     if not (0 < factor < float("inf") and 0 < massive < float("inf")):
-        raise UserError(f"factors of {factor} and {massive}", "Give --factor and --massive above 0")
+        raise UserError(
+            f"a factor of {factor}, massive {massive}", "Give --factor and --massive above 0"
+        )
     scales: dict[str, list[Scale]] = defaultdict(list)
     for block in range(spec.layers):
         for norm, readers in READERS.items():

@@ -53,4 +53,4 @@ def test_every_listed_recipe_can_be_made(llada: Golden) -> None:
         full = name if name in recipes.BITS else f"w4a4{'-gptq' * name.startswith('+')}{name}"
         made = make_recipe(full, llada.checkpoint.spec, QuantOptions(), "fp32")
         assert made.name in (full, f"{full}-dllmquant")
-    assert "dllmquant is quarot+tmas+cgq+iaaq" in about["w4a4"]
+    assert "dllmquant is quarot+smooth+tmas+cgq+iaaq" in about["w4a4"]
