@@ -26,6 +26,7 @@ from exporter.build import BuildOptions, build
 from exporter.checkpoint import open_checkpoint
 from exporter.decoding import DecodeOptions
 from exporter.machine import cpu_cores
+from exporter.quant_options import QuantOptions
 from exporter.runtime.settings import Settings
 from exporter.tasks import reference_folder
 from tools.decode_contestants import Case, Contestant, emitted, multiply_adds, plain
@@ -73,13 +74,23 @@ def row(case: Case, one: Contestant, peaks: Peaks) -> dict[str, object]:
     }
 
 
+BUNDLES = ("fp32", "w4a16", "w8a8", "w4a8")
+
+
 def bundles(case: Case, scratch: Path) -> list[Path]:
-    """An fp32 and a w4a16 bundle of the case's checkpoint."""
+    """A bundle of the case's checkpoint for each of BUNDLES; attention computes in floats."""
     made = []
     shortest = DecodeOptions(gen_length=8, steps=1, block_length=8)  # only the gate decodes with it
-    for name, recipe in (("fp32", "fp32"), ("w4a16", "w4a16-rtn")):
+    for name in BUNDLES:
+        rounded = name.endswith("a8")
+        quant = QuantOptions(q_bits=16, k_bits=16, v_bits=16, p_bits=16) if rounded else None
         options = BuildOptions(
-            recipe, decode=shortest, gate_prompts=1, gate=False, work=scratch / "work"
+            name if name == "fp32" else f"{name}-rtn",
+            quant or QuantOptions(),
+            decode=shortest,
+            gate_prompts=1,
+            gate=False,
+            work=scratch / "work",
         )
         build(case.checkpoint.folder, "cpu", scratch / name, options)
         made.append(scratch / name)
@@ -89,11 +100,13 @@ def bundles(case: Case, scratch: Path) -> list[Path]:
 def measure(case: Case, threads: int, rounds: int, peaks: Peaks) -> list[dict[str, object]]:
     """One row a contestant."""
     with TemporaryDirectory() as folder:
-        floats, packed = bundles(case, Path(folder))
+        floats, packed, bytes8, bytes4 = bundles(case, Path(folder))
         contestants = [
             emitted(case, floats, 0, threads),
             emitted(case, packed, 0, threads),
             emitted(case, packed, 4, threads),
+            emitted(case, bytes8, 4, threads),  # the level is that of the head
+            emitted(case, bytes4, 4, threads),
             plain(case, torch.float32, "fp32"),
             plain(case, torch.bfloat16, "bf16"),
         ]

@@ -112,7 +112,6 @@ def test_all_is_won_back_nothing_or_a_share() -> None:
         assert recovered is not None
         assert recovered.mean == pytest.approx(share)
         assert recovered.interval[0] < share < recovered.interval[1]
-        assert recovered.interval[1] - recovered.interval[0] < 0.5
     assert found["base"].recovered is None  # it is not compared with anything
 
 
