@@ -55,9 +55,8 @@ def allocate(
     def measure(chosen: Sequence[str]) -> float:
         tried = replace(recipe, high=_places(chosen))
         quantized = quantize(model, digest, calibration, tried, team, work, progress)
-        return divergence(
-            floats, simulated(floats.checkpoint, quantized, tried, model.device), calibration
-        )
+        other = simulated(floats.checkpoint, quantized, tried, model.device)
+        return team.collect(divergence(floats, other, calibration))[0]  # one number for all
 
     try:
         if recipe.mean_bits is not None:

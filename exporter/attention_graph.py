@@ -46,8 +46,9 @@ def _mean_key(g: Builder, k: ir.Value, visible: ir.Value) -> ir.Value:
     """The mean (rows, kv heads, 1, 1, K) of the keys that the last query sees."""
     last = g.op("Slice", visible, g.ints([-1]), g.ints([2**62]), g.ints([2]))  # (rows, 1, 1, S)
     shown = g.op("Unsqueeze", g.cast(last, g.compute), g.ints([4]))  # (rows, 1, 1, S, 1)
-    total = g.op("ReduceSum", g.op("Mul", k, shown), g.ints([3]), keepdims=1)
-    return g.op("Div", total, g.op("ReduceSum", shown, g.ints([3]), keepdims=1))
+    share = g.op("Div", shown, g.op("ReduceSum", shown, g.ints([3]), keepdims=1))
+    # shares first: the sum of the keys themselves may be more than fp16 holds
+    return g.op("ReduceSum", g.op("Mul", k, share), g.ints([3]), keepdims=1)
 
 
 def _round_tokens(g: Builder, x: ir.Value, bits: int) -> ir.Value:

@@ -1,6 +1,7 @@
 """Decoding defaults of a bundle, and what the loop must know of its model."""
 
 import json
+import math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import UnionType
@@ -128,14 +129,18 @@ def comparable(settings: Settings) -> Settings:
 def for_answer(settings: Settings, length: int | None) -> Settings:
     """`settings` for an answer of its own `length`; None: as they are.
 
-    One block for the whole answer stays that, and one token a step too.
+    One block for the whole answer stays that, and one token a step too. Blocks and steps that do
+    not divide the answer are made smaller until they do.
     """
     if length is None or length == settings.gen_length:
         return settings
     whole = settings.block_length >= settings.gen_length
-    block = length if whole else min(settings.block_length, length)
-    every = settings.steps == settings.gen_length
-    steps = length if every else settings.steps
+    block = length if whole else math.gcd(settings.block_length, length)
+    steps = settings.steps
+    if steps is not None:
+        blocks = 1 if settings.by_canvas else length // block
+        every = steps == settings.gen_length
+        steps = length if every else blocks * max(1, min(steps, length) // blocks)
     return replace(settings, gen_length=length, block_length=block, steps=steps)
 
 

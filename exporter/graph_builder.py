@@ -62,6 +62,10 @@ class Builder:
     def ints(self, values: list[int]) -> ir.Value:
         return self._constant("i" + "_".join(map(str, values)), np.array(values, np.int64))
 
+    def table(self, name: str, values: list[int]) -> ir.Value:
+        """Whole numbers that are too many to be their own name; their count belongs to it."""
+        return self._constant(f"{name}_{len(values)}", np.array(values, np.int64))
+
     def int_scalar(self, value: int) -> ir.Value:
         return self._constant(f"int_{value}", np.array(value, np.int64))
 

@@ -117,7 +117,8 @@ def _int8(g: Builder, name: str) -> ir.Value:
     """The weight (in, out) from int8 and a scale an output; folded to int8 when it is loaded."""
     codes, scale = g.weight(name), g.scale(f"{name}.scale")
     if f"{name}.steps" in g.tensors:
-        places = g.ints([row // g.groups[name] for row in range(_length(g, name))])
+        width = g.groups[name]
+        places = g.table(f"groups_of_{width}", [row // width for row in range(_length(g, name))])
         steps = g.op("Gather", g.cast(g.weight(f"{name}.steps"), INT32), places, axis=0)
         codes = g.cast(g.op("Mul", g.cast(codes, INT32), steps), INT8)
     elif g.tensors[name].dtype != INT8:

@@ -8,6 +8,7 @@ from exporter.errors import UserError
 from exporter.families import Spec, model_shapes
 from exporter.model import GROUPS, LINEARS
 from exporter.recipes import Recipe
+from passes.weights.lorc import Lorc
 from targets import Target
 
 LINEARS_OF = {group.name: group.linears for group in GROUPS}
@@ -36,8 +37,9 @@ def estimate(spec: Spec, recipe: Recipe, canvas: int) -> Needs:
         name = key.rpartition(".")[2]
         if name in LINEARS and recipe.weights is not None:
             bits, scales = stored_bits(recipe, key, shape[1])
-            weights += count * (bits + scales) / 8
-            work += count * (8 + scales) / 8
+            beside = 2 * rank(recipe) * sum(shape)
+            weights += count * (bits + scales) / 8 + beside
+            work += count * (8 + scales) / 8 + beside
         elif name == "embed":
             weights += count * (1 if recipe.embed_bits == 8 else storage)
         elif name != "head":
@@ -58,7 +60,13 @@ def bits_a_weight(spec: Spec, recipe: Recipe) -> float:
         if key.rpartition(".")[2] in LINEARS:
             total += shape[0] * shape[1]
             bits += shape[0] * shape[1] * sum(stored_bits(recipe, key, shape[1]))
+            bits += 16 * rank(recipe) * sum(shape)
     return bits / total
+
+
+def rank(recipe: Recipe) -> int:
+    """That of the low-rank corrections beside the linears; 0 for none."""
+    return max((step.rank for step in recipe.blocks if isinstance(step, Lorc)), default=0)
 
 
 def stored_bits(recipe: Recipe, key: str, width: int) -> tuple[float, float]:
@@ -66,6 +74,8 @@ def stored_bits(recipe: Recipe, key: str, width: int) -> tuple[float, float]:
     assert recipe.weights is not None
     block, _, name = key.partition(".")
     wide = any((int(block), group) in recipe.high for group, of in LINEARS_OF.items() if name in of)
+    if wide and recipe.weights.levels == 2:
+        return 8, 16 / width  # one scale a row
     scale = 16 if recipe.weights.levels == 1 else 8  # of two levels a whole number of one byte
     return 8 if wide else recipe.weights.bits, scale / recipe.weights.columns(width)
 

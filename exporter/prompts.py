@@ -1,7 +1,8 @@
 """Where calibration and gate take their prompts from, as token ids."""
 
+import logging
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporter.checkpoint import Checkpoint
@@ -10,6 +11,7 @@ from exporter.runtime.text import Text
 from exporter.tasks import Example, calibration_examples, held_out_examples, read_examples
 from exporter.tokenizer import read_tokenizer
 
+log = logging.getLogger(__name__)
 RANDOM_LENGTH = 16  # tokens of a made-up prompt, for a checkpoint without a tokenizer
 
 
@@ -48,7 +50,9 @@ def read_prompts(
             )
         examples = list({(e.prompt, e.ids): e for e in examples}.values())  # none is in both parts
         random.Random(seed).shuffle(examples)
-        cut = min(calibrate, max(1, len(examples) - check)) if len(examples) > 1 else 1
+        # a quarter at most is for the gate: calibration needs more
+        kept = min(check, max(1, len(examples) // 4)) if len(examples) > 1 else 0
+        cut = min(calibrate, len(examples) - kept)
         rest = _of_length(examples[cut:], gen_length) or _of_length(examples, gen_length)
         return _encode(checkpoint, examples[:cut], rest[:check], source=file.name)
     if tokenizer is None:
@@ -67,7 +71,14 @@ def _own_examples(folder: Path) -> tuple[list[Example], list[Example], str]:
     """Examples to calibrate on, held-out ones, and what they are, for a checkpoint's folder."""
     tasks = sorted((folder / "tasks").glob("*.jsonl"))
     if not (tasks and (folder / "calibration.jsonl").is_file()):
-        return calibration_examples(), held_out_examples(), "reference tasks"
+        log.warning(
+            "Calibrating on the puzzles of the reference model: name prompts like those that the"
+            " model will see with --calib"
+        )
+        # how long the reference model's answers are says nothing about this one's
+        known = [replace(example, gen_length=None) for example in calibration_examples()]
+        unseen = [replace(example, gen_length=None) for example in held_out_examples()]
+        return known, unseen, "reference tasks"
     held_out = [example for file in tasks for example in read_examples(file)]
     return read_examples(folder / "calibration.jsonl"), held_out, "the checkpoint's own tasks"
 

@@ -77,7 +77,7 @@ class CalibratedBlock:
     batches: Sequence[Batch]
     team: Team
     groups: Sequence[LinearGroup] = GROUPS
-    grid: AttentionGrid | None = None
+    grid: AttentionGrid | None = None  # of the attention operands, once they are rounded
     replaced: dict[str, QuantizedLinear] = field(default_factory=dict)
     transforms: dict[str, tuple[Transform, ...]] = field(default_factory=dict)
     activations: dict[str, ActivationGrid] = field(default_factory=dict)
@@ -93,8 +93,21 @@ class CalibratedBlock:
 
     @property
     def layer(self) -> Layer:
-        """The block as it runs now; it follows what the passes change."""
-        return Layer(self.tensors, self.transforms, self.activations, self.low_rank, self.grid)
+        """The block as it runs now; it follows what the passes change.
+
+        The inputs of a group are rounded from the time on that its weights are: what transforms
+        and scales are found with is the float block.
+        """
+        done = {
+            group.name: self.activations[group.name]
+            for group in self.groups
+            if group.name in self.activations and self._is_done(group)
+        }
+        attention = self.grid if self._is_done(self.groups[0]) else None
+        return Layer(self.tensors, self.transforms, done, self.low_rank, attention)
+
+    def _is_done(self, group: LinearGroup) -> bool:
+        return group.grid is None or all(linear in self.replaced for linear in group.linears)
 
     def weight(self, linear: str) -> torch.Tensor:
         return self.tensors[linear]
@@ -192,6 +205,7 @@ def quantize(
                 if index < layers - 1:
                     block.advance()
             step()
+    team.collect(None)  # nobody reads before the first process has written all
     return quantized
 
 

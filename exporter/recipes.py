@@ -3,7 +3,7 @@
 A name is `<bits>[-<method>][+<component> ...]`. Passes see plain settings, never a target.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -99,6 +99,8 @@ METHODS = {
 }
 ROUND_INPUTS = ("smoothquant", "duquant")  # methods that do nothing where inputs stay float
 HEADROOM = 1.5  # of static 8-bit values: steps are cheap there, clipped strangers are not
+UNWEIGHTED = ("rtn", "smoothquant", "duquant")  # methods in which all tokens count alike
+SMOOTH_ALREADY = ("smoothquant", "duquant", "omniquant")
 CLIP_THEMSELVES = ("awq", "omniquant")
 COMPONENTS = {
     "tmas": "calibrate on states of all phases of decoding (without: drawn evenly)",
@@ -165,6 +167,8 @@ def make_recipe(name: str, spec: Spec, options: QuantOptions, compute: Storage) 
     """
     bits, method, components = parse(name)
     precision = BITS[bits]
+    if options.v_bits == FLOAT and "iaaq" not in name:
+        components = tuple(c for c in components if c != "iaaq")  # implied, and now without a use
     options = _with_scales(name, components, options)
     for what, width, known in (
         ("head", options.head_bits, (4, 8, 16)), ("embed", options.embed_bits, (8, 16))
@@ -183,7 +187,7 @@ def make_recipe(name: str, spec: Spec, options: QuantOptions, compute: Storage) 
     calibrated = method != "rtn" or len(passes) > 1 or mixed
     draw = _draw(components, options) if calibrated else None
     return Recipe(
-        name=name if "-" in name else f"{name}-dllmquant",
+        name=_full_name(name),
         compute=compute,
         storage="fp16",
         weights=_weights(spec, precision, method, activation, options),
@@ -220,6 +224,8 @@ def parse(name: str) -> tuple[str, str, tuple[str, ...]]:
         )
     if method == "dllmquant":
         method, *own = BITS[bits].default.split("+")
+        if any(component in STATES for component in components):
+            own = [component for component in own if component not in STATES]
         components = [*own, *(c for c in components if c not in own)]
     unknown = [c for c in components if c not in COMPONENTS]
     if unknown:
@@ -232,7 +238,32 @@ def parse(name: str) -> tuple[str, str, tuple[str, ...]]:
             raise UserError(
                 f"Recipe `{name}` has more than one {what}", f"Name one of {', '.join(kind)}"
             )
+    _check_useful(name, bits, method, components)
     return bits, method, tuple(c for c in COMPONENTS if c in components)
+
+
+def _full_name(name: str) -> str:
+    """`name` with its method spelled out."""
+    head, *components = name.split("+")
+    return "+".join([head if "-" in head else f"{head}-dllmquant", *components])
+
+
+def _check_useful(name: str, bits: str, method: str, components: Sequence[str]) -> None:
+    """Raises UserError for a component that would change nothing."""
+    floats = BITS[bits].activations == FLOAT
+    idle = {
+        "cgq": f"{method} does not weigh tokens" if method in UNWEIGHTED else "",
+        "smooth": "activations stay float" if floats else
+        f"{method} smooths already" if method in SMOOTH_ALREADY else "",
+    }  # fmt: skip
+    if floats and method == "rtn":
+        idle |= dict.fromkeys(STATES, "rtn with float activations is not calibrated")
+    for component in components:
+        if idle.get(component):
+            raise UserError(
+                f"Recipe `{name}`: {component} would change nothing, {idle[component]}",
+                f"Leave +{component} out, or use another method",
+            )
 
 
 def _with_scales(name: str, components: tuple[str, ...], options: QuantOptions) -> QuantOptions:

@@ -11,9 +11,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from exporter.errors import UserError
+
+FORMAT = 2  # of what stages keep
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,12 @@ class Work:
     folder: Path
 
     def stage(self, name: str, *depends_on: object) -> Path:
-        """The folder of a stage, made if new. Equal `depends_on` (by repr) give the same folder."""
-        key = hashlib.sha256(repr(depends_on).encode()).hexdigest()[:16]
+        """The folder of a stage, made if new.
+
+        Equal `depends_on` (by repr) give the same folder, under one version of the program.
+        """
+        made_of = (version("dqexport"), FORMAT, depends_on)
+        key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
         path = self.folder / f"{name}-{key}"
         path.mkdir(parents=True, exist_ok=True)
         return path

@@ -181,7 +181,7 @@ class Block(Protocol):
         ...
 
     def quantize_inputs(self, group: LinearGroup, grid: ActivationGrid) -> None:
-        """From now on the input of a group is rounded to `grid`."""
+        """The input of a group is rounded to `grid`, from when its weights are quantized on."""
         ...
 
     def attention(self) -> AttentionGrid | None:
@@ -189,7 +189,7 @@ class Block(Protocol):
         ...
 
     def quantize_attention(self, grid: AttentionGrid) -> None:
-        """From now on attention runs on these grids."""
+        """Attention runs on these grids, from when the weights before it are quantized on."""
         ...
 
     def inputs(self, group: LinearGroup) -> Iterator[tuple[Tensor, Tensor]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from exporter.checkpoint import Checkpoint
+from exporter.errors import UserError
 from exporter.evaluation.evaluate import EvalOptions, Evaluation, evaluate
 from exporter.evaluation.generation import PART, Outcome
 from exporter.evaluation.simulated_subject import Quantization, simulated_subject
@@ -61,6 +62,11 @@ def ablate(
     progress: Progress,
 ) -> list[Trial]:
     """All trials, the float model first. Raises UserError before any work on what cannot run."""
+    if options.quant.mean_bits is not None or options.quant.budget is not None:
+        raise UserError(
+            "Mixed precision has other bits for every recipe and seed",
+            "Compare such recipes with `dqexport eval --recipe … --against RUN`",
+        )
 
     def quantized(name: str, seed: int, work: Path) -> Subject:
         """The model of a recipe, not made before it is asked for answers."""

@@ -65,7 +65,6 @@ def plot(found: Sequence[Summary], file: Path) -> bool:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams["svg.hashsalt"] = "dqexport"  # equal figures give equal files
     figure = Figure(figsize=(7, 1.2 + 0.28 * len(found)), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
@@ -80,5 +79,6 @@ def plot(found: Sequence[Summary], file: Path) -> bool:
     axes.set_yticks(range(len(found)), [row.recipe for row in reversed(found)])
     axes.set_xlabel("right answers, % (95 % interval over prompts)")
     axes.grid(axis="x", linewidth=0.3)
-    figure.savefig(file, metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": "dqexport"}):  # equal figures give equal files
+        figure.savefig(file, metadata={"Date": None})
     return True

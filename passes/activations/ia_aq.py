@@ -55,7 +55,8 @@ class IaAq:
         scales = scale * alphas[:, None, None]
         losses, total = self.losses(block, grid, scales, zero)
         best = losses.argmin(0)  # of equal ones the largest alpha
-        chosen = scales.gather(0, best[None])[0]
+        # The search knows the calibrated values alone: headroom is for others, so it comes last.
+        chosen = scales.gather(0, best[None])[0] * self.headroom
         block.quantize_attention(replace(grid, v_scale=chosen, v_zero=zero))
         least = losses.amin(0).sum()
         return {
@@ -79,7 +80,6 @@ class IaAq:
             high = torch.maximum(high, shown.amax((0, 2)))
         low = torch.stack(block.team.collect(low.cpu())).amin(0).to(device)
         high = torch.stack(block.team.collect(high.cpu())).amax(0).to(device)
-        low, high = low * self.headroom, high * self.headroom
         scale = ((high - low) / (2**bits - 1)).clamp_min(LEAST_SCALE)
         return scale, (low.abs() / scale).round()
 

@@ -16,6 +16,7 @@ from passes.activations.grid import ActivationGrid
 from passes.activations.ia_aq import IaAq
 from passes.activations.static import StaticScales
 from passes.calibrate.cgq import Cgq
+from passes.calibrate.clean import Clean
 from passes.calibrate.tmas import Tmas
 from passes.calibrate.uniform import Uniform
 from passes.numerics import WeightGrid
@@ -99,6 +100,10 @@ def test_components_are_switched_on_one_by_one() -> None:
         assert (one.draw == whole.draw) == (left_out != "tmas")
         assert (one.weigh == whole.weigh) == (left_out != "cgq")
         assert (one.blocks == whole.blocks) == (left_out != "iaaq")
+    assert make_recipe("w4a4+clean", SPEC, QuantOptions(), "fp32").draw == Clean()
+    assert make_recipe("w4a4+clean", SPEC, QuantOptions(), "fp32").name == "w4a4-dllmquant+clean"
+    floats = make_recipe("w8a8", SPEC, QuantOptions(v_bits=16), "fp32")
+    assert not any(isinstance(step, IaAq) for step in floats.blocks)
     spelled_out = f"w4a4-{BITS['w4a4'].default}"
     named = make_recipe("w4a4", SPEC, QuantOptions(), "fp32")
     spelled = make_recipe(spelled_out, SPEC, QuantOptions(), "fp32")
@@ -145,6 +150,10 @@ def test_integers_are_summed_over_groups_only_where_weights_have_two_levels() ->
         ("w4a16-gptq+token", {}, "stay float"),
         ("w4a4-gptq+magic", {}, "Unknown component `magic`"),
         ("w4a16-gptq+iaaq", {}, "stay float"),
+        ("w4a16-rtn+tmas", {}, "is not calibrated"),
+        ("w4a4-rtn+cgq", {}, "does not weigh tokens"),
+        ("w4a16+smooth", {}, "activations stay float"),
+        ("w4a4-duquant+smooth", {}, "smooths already"),
         ("w4a16-smoothquant", {}, "stay float"),
         ("w4a16-duquant", {}, "stay float"),
         ("w4a16", {"activation": "token"}, "stay float"),

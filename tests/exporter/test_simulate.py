@@ -29,7 +29,7 @@ from exporter.progress import Progress
 from exporter.prompts import used_vocabulary
 from exporter.quant_options import QuantOptions
 from exporter.quantize import Quantized, quantize
-from exporter.recipes import METHODS, ROUND_INPUTS, Recipe, make_recipe
+from exporter.recipes import METHODS, ROUND_INPUTS, UNWEIGHTED, Recipe, make_recipe
 from exporter.simulate import simulated, turned
 from exporter.tasks import reference_folder
 from exporter.work import open_work
@@ -290,7 +290,8 @@ def test_weights_alone(family: str, method: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "dllmquant"])
 def test_everything_in_four_bits(family: str, method: str, tmp_path: Path) -> None:
     checkpoint = golden(family)
-    recipe = make_recipe(f"w4a4-{method}+cgq", checkpoint.spec, QuantOptions(rank=4), "fp32")
+    name = f"w4a4-{method}" if method in UNWEIGHTED else f"w4a4-{method}+cgq"
+    recipe = make_recipe(name, checkpoint.spec, QuantOptions(rank=4), "fp32")
     check_pieces(checkpoint, recipe, tmp_path)
 
 
