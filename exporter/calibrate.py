@@ -26,7 +26,8 @@ from exporter.work import Work, to_json
 from passes.base import Team
 from passes.calibrate.states import CalibrationSet, State, digest
 
-PROMPTS_AT_ONCE = 16  # rows that are decoded in lockstep
+SCORED_AT_ONCE = 16 * TOKENS_AT_ONCE  # tokens for which the model is read once to score states
+PROMPTS_AT_ONCE = 64  # rows that are decoded in lockstep
 
 
 def calibrate(
@@ -150,7 +151,7 @@ def _score(
     model: FloatModel, facts: ModelFacts, states: list[State], team: Team, progress: Progress
 ) -> None:
     """Fill `score`: the probability of the token held, or of the candidate where masked."""
-    mine = batch_states(states)[team.rank :: team.size]
+    mine = batch_states(states, SCORED_AT_ONCE)[team.rank :: team.size]
     scores: dict[int, torch.Tensor] = {}
     with progress.stage("score", len(mine)) as step:
         for batch in mine:
@@ -193,14 +194,14 @@ def _held_probability(
     return (torch.where(mask, best, held) - total).exp().float()
 
 
-def batch_states(states: Sequence[State]) -> list[list[int]]:
-    """Indices of states of equal length, about TOKENS_AT_ONCE tokens together, in stable order."""
+def batch_states(states: Sequence[State], tokens: int = TOKENS_AT_ONCE) -> list[list[int]]:
+    """Indices of states of equal length, about so many tokens together, in stable order."""
     by_length: dict[int, list[int]] = {}
     for index, state in enumerate(states):
         by_length.setdefault(len(state.ids), []).append(index)
     batches: list[list[int]] = []
     for length, group in sorted(by_length.items()):
-        count = max(1, TOKENS_AT_ONCE // length)
+        count = max(1, tokens // length)
         batches += [group[i : i + count] for i in range(0, len(group), count)]
     return batches
 

@@ -138,6 +138,9 @@ def describe_passes(
         for fact in quantized.passes(index):
             stats = {name: significant(value) for name, value in fact["stats"].items()}
             records.append(PassRecord(step=fact["step"], where=f"block {index}", stats=stats))
+    if recipe.embed_bits < 16:
+        step = f"{Rtn()!r} on {WeightGrid(recipe.embed_bits)!r}"
+        records.append(PassRecord(step=step, where="embedding", stats={}))
     if recipe.head_bits < 16:
         head = f"{Rtn()!r} on {WeightGrid(recipe.head_bits, recipe.head_group)!r}"
         records.append(PassRecord(step=head, where="head", stats={}))

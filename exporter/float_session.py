@@ -28,7 +28,8 @@ Array = npt.NDArray[np.generic]
 class FloatModel:
     """A model computed in fp32 block by block: the float one of a checkpoint.
 
-    `layer` gives a block to run in place of the checkpoint's float one, as simulate.py does.
+    `layer` gives a block to run in place of the checkpoint's float one, as simulate.py does. Blocks
+    of up to `keep` bytes in fp32 stay in memory; otherwise each is read anew for every forward.
     """
 
     def __init__(
@@ -36,11 +37,12 @@ class FloatModel:
         checkpoint: Source,
         device: str = "cpu",
         layer: Callable[[int], Layer] | None = None,
+        keep: int = KEEP_BYTES,
     ) -> None:
         self.checkpoint, self.spec, self.device = checkpoint, checkpoint.spec, device
         self._read = layer or (lambda index: Layer(checkpoint.block(index, device)))
         self._kept: dict[int, Layer] = {}
-        self._keep = 4 * checkpoint.parameters <= KEEP_BYTES
+        self._keep = 4 * checkpoint.parameters <= keep
 
     def blocks(self) -> Iterator[Layer]:
         """Each block in order."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from exporter.float_session import FloatModel
+from exporter.float_session import KEEP_BYTES, FloatModel
 from exporter.layer import Layer
 from exporter.quantize import Quantized
 from exporter.recipes import Recipe
@@ -24,11 +24,16 @@ def turned(source: Source, recipe: Recipe) -> Source:
 
 
 def simulated(
-    source: Source, quantized: Quantized | None, recipe: Recipe, device: str = "cpu"
+    source: Source,
+    quantized: Quantized | None,
+    recipe: Recipe,
+    device: str = "cpu",
+    keep: int = KEEP_BYTES,
 ) -> FloatModel:
     """The model that a bundle of `recipe` runs, over the float checkpoint `source`.
 
-    With fp16 arithmetic only the weights are rounded to fp16: activations stay fp32.
+    With fp16 arithmetic only the weights are rounded to fp16: activations stay fp32. `keep` is that
+    of FloatModel.
     """
     rounded = Rounded(turned(source, recipe), recipe)
 
@@ -39,7 +44,7 @@ def simulated(
             found = quantized.block(index).to(device).layer()
         return replace(found, tensors=_half(found.tensors)) if recipe.compute == "fp16" else found
 
-    return FloatModel(rounded, device, layer)
+    return FloatModel(rounded, device, layer, keep)
 
 
 def _half(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

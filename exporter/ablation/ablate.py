@@ -18,8 +18,7 @@ from exporter.errors import UserError
 from exporter.evaluation.evaluate import EvalOptions, Evaluation, evaluate
 from exporter.evaluation.generation import PART, Outcome
 from exporter.evaluation.simulated_subject import Quantization, simulated_subject
-from exporter.evaluation.subject import Hardware, Subject, model_subject
-from exporter.float_session import FloatModel
+from exporter.evaluation.subject import Hardware, Subject, float_model, model_subject
 from exporter.planner import bits_a_weight
 from exporter.progress import Progress
 from exporter.quant_options import QuantOptions
@@ -79,7 +78,7 @@ def ablate(
     planned = [(n, seed) for n in options.recipes for seed in _seeds(checkpoint, n, options)]
     for name, seed in planned:
         quantized(name, seed, out)  # refuses what cannot run
-    model = FloatModel(checkpoint, options.hardware.device)
+    model = float_model(checkpoint, options.hardware.device)
     twin = model_subject(checkpoint, model, digest)
     trials = [_try(twin, None, FLOAT, 0, 32.0, examples, options, out, progress)]
     for name, seed in planned:

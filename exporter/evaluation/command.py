@@ -87,6 +87,7 @@ def evaluate(
         monte_carlo,
         one_kind_of_error,
         open_inputs,
+        refuse_idle_flags,
         split_arguments,
     )
     from exporter.evaluation.simulated_subject import Quantization
@@ -106,6 +107,8 @@ def evaluate(
     hardware = Hardware(device_of(device), provider, threads, accuracy_level)
     subject, tasks = split_arguments(arguments or [])
     quantization = Quantization(recipe, quant, calib, calib_prompts) if recipe else None
+    if recipe is None:
+        refuse_idle_flags(quant, calib, work)
     names = Names(subject, tasks, likelihood, twin, limit, (mask_id, eot_id), quantization, work)
     options = EvalOptions(
         decode={name: value for name, value in given.items() if value is not None},

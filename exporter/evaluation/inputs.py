@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,13 +14,14 @@ from exporter.evaluation.subject import (
     Hardware,
     Ids,
     Subject,
+    float_model,
     folder_of,
     model_subject,
     open_float,
     open_subject,
 )
-from exporter.float_session import FloatModel
 from exporter.progress import Progress
+from exporter.quant_options import QuantOptions
 from exporter.runtime.errors import UserError as RuntimeUserError
 from exporter.tasks import Example, read_examples
 
@@ -79,11 +80,24 @@ def _open(
         subject = open_subject(names.subject, hardware, progress, names.ids)
         return subject, subject if subject.is_float else None
     checkpoint, digest = open_float(names.subject, progress, names.ids)
-    model = FloatModel(checkpoint, hardware.device)
+    model = float_model(checkpoint, hardware.device)
     subject = simulated_subject(
         checkpoint, digest, names.quantization, hardware.device, work, progress
     )
     return subject, model_subject(checkpoint, model, digest)
+
+
+def refuse_idle_flags(quant: QuantOptions, calib: Path | None, work: Path | None) -> None:
+    """Raises UserError for flags of quantization where nothing is quantized."""
+    usual = QuantOptions(seed=quant.seed)
+    given = [each.name for each in fields(quant)
+             if getattr(quant, each.name) != getattr(usual, each.name)]  # fmt: skip
+    given += [name for name, value in (("calib", calib), ("work", work)) if value is not None]
+    if given:
+        raise UserError(
+            f"--{given[0].replace('_', '-')} says how to quantize, but no recipe is named",
+            "Name one with --recipe, or leave the flag out; a bundle is evaluated as it is",
+        )
 
 
 def monte_carlo(draws: int, batch: int, seed: int, cfg_scale: float) -> MonteCarlo:

@@ -8,7 +8,7 @@ from pathlib import Path
 from exporter.checkpoint import Checkpoint
 from exporter.decoding import DecodeOptions, default_settings, longest_canvas
 from exporter.evaluation.raw_logits import of_model
-from exporter.evaluation.subject import Subject, model_subject
+from exporter.evaluation.subject import Subject, float_model, model_subject, room
 from exporter.float_session import FloatModel, FloatSession
 from exporter.preflight import check_lengths
 from exporter.progress import Progress
@@ -21,6 +21,8 @@ from exporter.simulate import simulated
 from exporter.team import device_of
 from exporter.work import open_work
 from passes.base import Alone
+
+HELD_OUT = 16  # prompts that `build` keeps for its gate: calibration then sees what it sees there
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ def simulated_subject(
     settings = default_settings(checkpoint, DecodeOptions())
     canvas = longest_canvas(checkpoint, DecodeOptions(), settings)
     prompts = read_prompts(
-        checkpoint, quantization.calib, quantization.calib_prompts, 1, quant.seed
-    )
+        checkpoint, quantization.calib, quantization.calib_prompts, HELD_OUT, quant.seed,
+        settings.gen_length,
+    )  # fmt: skip
     check_lengths(prompts, settings, canvas)
 
     @functools.cache
@@ -62,12 +65,12 @@ def simulated_subject(
                 checkpoint, digest, recipe, settings, canvas, prompts, device_of(device), Alone(),
                 opened, progress,
             )  # fmt: skip
-        return simulated(checkpoint, made.quantized, made.recipe, device_of(device))
+        return simulated(checkpoint, made.quantized, made.recipe, device_of(device), room(device))
 
     def session(guided: bool, wanted: frozenset[str]) -> Session:
         return FloatSession(model(), plain.facts.vocab_size)
 
-    plain = model_subject(checkpoint, FloatModel(checkpoint, device), digest)
+    plain = model_subject(checkpoint, float_model(checkpoint, device), digest)
     made_of = repr((digest, recipe, settings, prompts))
     return replace(
         plain,

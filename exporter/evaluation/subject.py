@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer
 
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.decoding import DecodeOptions, default_settings, describe_model, loop_facts
 from exporter.errors import UserError
 from exporter.evaluation.raw_logits import RawLogits, of_bundle, of_model
-from exporter.float_session import FloatModel, FloatSession
+from exporter.float_session import KEEP_BYTES, FloatModel, FloatSession
+from exporter.machine import parse_memory, read_text
 from exporter.progress import Progress
 from exporter.prompts import used_vocabulary
 from exporter.runtime.bundle import Bundle, ModelFacts, read_bundle
@@ -62,7 +64,20 @@ def open_subject(
     if (folder_of(where) / MANIFEST).is_file():
         return bundle_subject(read_bundle(Path(where)), hardware)
     checkpoint, digest = open_float(where, progress, ids)
-    return model_subject(checkpoint, FloatModel(checkpoint, hardware.device), digest)
+    return model_subject(checkpoint, float_model(checkpoint, hardware.device), digest)
+
+
+def float_model(checkpoint: Checkpoint, device: str) -> FloatModel:
+    """The float model, all of it in memory where there is room."""
+    return FloatModel(checkpoint, device, keep=room(device))
+
+
+def room(device: str) -> int:
+    """Bytes of weights that may stay in memory: half of what is free."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    memory = parse_memory(read_text(Path("/proc/meminfo")))
+    return memory.available // 2 if memory else KEEP_BYTES
 
 
 def open_float(where: str, progress: Progress, ids: Ids) -> tuple[Checkpoint, str]:

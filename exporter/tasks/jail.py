@@ -1,7 +1,12 @@
 """Shuts its own process in, then runs a program and its tests. `sandbox.py` starts it as a script.
 
 stdin is a file: the secret word, then the orders as JSON, from where it is read first. Written to
-stdout: `ready`, and at the end of all tests the word. It imports nothing of ours.
+stdout: `ready`, and at the end of all tests the word; to stderr why it cannot start. The arguments
+are the length of the word and the process that waits for the verdict. It imports nothing of ours.
+
+On Linux, with namespaces, there are three processes, and the program is the third: the first stays
+outside, where nothing inside can name it, until the second, which is the first of the namespace and
+takes all others with it, has ended.
 """
 
 import contextlib
@@ -9,6 +14,8 @@ import ctypes
 import json
 import os
 import resource
+import select
+import signal
 import sys
 import types
 from collections.abc import Callable
@@ -21,35 +28,42 @@ PROCESSES = 32  # and threads, of the user; root is exempt
 # linux/sched.h, linux/mount.h; mount_setattr has the same number on all architectures
 NEW_NAMESPACES = 0x00020000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
 MOUNT_SETATTR, HERE, RECURSIVE = 442, -100, 0x8000
-READ_ONLY, PRIVATE, NO_SUID_DEV_EXEC = 1, 1 << 18, 2 | 4 | 8
+READ_ONLY, NO_SUID, NO_DEVICES, NO_EXEC, PRIVATE = 1, 2, 4, 8, 1 << 18
+# linux/prctl.h, linux/capability.h
+SIGNAL_AT_PARENTS_DEATH, DROP_FROM_BOUNDING_SET, NO_NEW_PRIVILEGES = 1, 24, 38
+CAPABILITIES_VERSION, CAPABILITIES = 0x20080522, 64
 
 REFUSED = ("ctypes.", "fcntl.", "os.", "pty.", "shutil.", "signal.", "socket.", "subprocess.")
-HARMLESS = {
-    "os.chdir",
-    "os.getxattr",
-    "os.listdir",
-    "os.listxattr",
-    "os.putenv",
-    "os.scandir",
-    "os.unsetenv",
-    "os.walk",
-}
-INSIDE = {"os.mkdir", "os.remove", "os.rmdir"}  # allowed on paths in the own folder
+HARMLESS = frozenset(
+    {
+        "os.chdir",
+        "os.getxattr",
+        "os.listdir",
+        "os.listxattr",
+        "os.putenv",
+        "os.scandir",
+        "os.unsetenv",
+        "os.walk",
+    }
+)
+INSIDE = frozenset({"os.mkdir", "os.remove", "os.rmdir"})  # allowed on paths in the own folder
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def main() -> None:
     """Read the orders, shut the door, run."""
-    word_length = int(sys.argv[1])
+    word_length, caller = int(sys.argv[1]), int(sys.argv[2])
     channel, verdict = os.dup(0), os.dup(1)
     with open(channel, "rb", closefd=False) as file:
         orders = json.loads(file.read())
-    nothing = os.open(os.devnull, os.O_RDWR)
+    nothing = os.open(os.devnull, os.O_RDWR)  # no device can be opened later
+    if sys.platform == "linux":
+        end_with(lambda: os.getppid() != caller)
+        isolate(os.getcwd())
+        drop_privileges()
+    limit(int(orders["seconds"]) + 1)
     for standard in (0, 1, 2):
         os.dup2(nothing, standard)
-    with contextlib.suppress(AttributeError):  # not Linux
-        isolate(os.getcwd())
-    limit(int(orders["seconds"]) + 1)
     os.write(verdict, b"ready")
     # taken before the program can replace them
     run, read, write, leave = exec, os.pread, os.write, os._exit
@@ -66,10 +80,22 @@ def main() -> None:
     leave(0)  # threads that go on do not matter
 
 
+def end_with(has_ended: Callable[[], bool]) -> None:
+    """Have the kernel kill this process when its parent ends, or end now if the parent `has_ended`.
+
+    Children do not inherit it, and a program can take it back: it is for processes that run none,
+    and, without namespaces, for programs that do not think of it.
+    """
+    ctypes.CDLL(None).prctl(SIGNAL_AT_PARENTS_DEATH, signal.SIGKILL, 0, 0, 0)
+    if has_ended():  # before it was asked for
+        os._exit(1)
+
+
 def isolate(folder: str) -> None:
     """Namespaces of the own: no network, no other processes, all but `folder` read-only.
 
-    Where the kernel grants none, or refuses a mount, that is left out.
+    Returns in another process. What makes mounts can undo them: see `drop_privileges`. Where the
+    kernel grants no namespaces nothing happens; a mount that it refuses is left out.
     """
     libc, uid, gid = ctypes.CDLL(None), os.getuid(), os.getgid()
     if libc.unshare(NEW_NAMESPACES):
@@ -79,15 +105,55 @@ def isolate(folder: str) -> None:
         for name, content in maps.items():
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(content)
-    change = (ctypes.c_uint64 * 4)(READ_ONLY, 0, PRIVATE, 0)  # set, clear, propagation, namespace
+    harmless = READ_ONLY | NO_SUID | NO_DEVICES  # a device can be written on a read-only mount
+    change = (ctypes.c_uint64 * 4)(harmless, 0, PRIVATE, 0)  # set, clear, propagation, namespace
     libc.mount(b"none", b"/proc", b"tmpfs", 0, None)  # it would show the environment of others
     libc.syscall(MOUNT_SETATTR, HERE, b"/", RECURSIVE, change, ctypes.sizeof(change))
-    own = os.fsencode(folder)
-    libc.mount(b"none", own, b"tmpfs", NO_SUID_DEV_EXEC, f"size={FILE},mode=700".encode())
+    own, options = os.fsencode(folder), f"size={FILE},mode=700".encode()
+    libc.mount(b"none", own, b"tmpfs", NO_SUID | NO_DEVICES | NO_EXEC, options)
     os.chdir(folder)  # into what was just put there
-    if child := os.fork():  # the first process of the namespace: all others end with it
-        os.waitpid(child, 0)
+    enter()
+
+
+def enter() -> None:
+    """Go on as the second process of the namespace; return only there.
+
+    The process outside ends on SIGTERM, or after the first inside, but never before all inside have
+    ended: the kernel lets the first end as the last. The first runs no program and keeps its
+    privileges, so that a program, which has none, cannot trace it; to end it ends the program.
+    """
+    ends, alive = os.pipe()  # to see whether the parent is there: getppid() is 0 across namespaces
+    awaited = {signal.SIGTERM, signal.SIGCHLD}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)  # none may come before it is awaited
+    if first := os.fork():
+        signal.sigwait(awaited)
+        os.kill(first, signal.SIGKILL)
+        os.waitpid(first, 0)
         os._exit(0)
+    os.setsid()  # out of the group of the process outside, which would share signals
+    os.close(alive)
+    end_with(lambda: bool(select.select([ends], [], [], 0)[0]))
+    os.close(ends)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if second := os.fork():
+        while os.wait()[0] != second:  # orphans come to the first process
+            pass
+        os._exit(0)
+
+
+def drop_privileges() -> None:
+    """Give up all capabilities for good; OSError if that fails.
+
+    No file that is run brings them back. A user namespace of the program's own would, but only over
+    what is made in it: mounts that it inherits keep their flags and stay where they are.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    for capability in range(CAPABILITIES):  # refused where there is none to give up, or no such
+        libc.prctl(DROP_FROM_BOUNDING_SET, capability, 0, 0, 0)
+    header = (ctypes.c_uint32 * 2)(CAPABILITIES_VERSION, 0)
+    none = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice 32 bits of each
+    if libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) or libc.capset(header, none):
+        raise OSError(ctypes.get_errno(), "Capabilities cannot be dropped")
 
 
 def limit(seconds: int) -> None:
@@ -106,24 +172,30 @@ def limit(seconds: int) -> None:
 
 
 def watch(folder: str) -> Callable[[str, tuple[Any, ...]], None]:
-    """An audit hook that lets a program compute, import, read, and write inside `folder`."""
+    """An audit hook that lets a program compute, import, read, and write inside `folder`.
+
+    To replace names of this module, of builtins or of os.path does not change what it refuses.
+    Python has no walls, though: replacing what os.path is made of does, and so does C code.
+    """
+    refused, harmless, within, writing = REFUSED, HARMLESS, INSIDE, WRITING
+    is_a, integer, refusal = isinstance, int, PermissionError
+    decode, resolve, common = os.fsdecode, os.path.realpath, os.path.commonpath
 
     def inside(path: Any) -> bool:
-        if isinstance(path, int):
+        if is_a(path, integer):
             return True  # opened before
-        real = os.path.realpath(os.fsdecode(path))
-        return os.path.commonpath((real, folder)) == folder
+        return common((resolve(decode(path)), folder)) == folder
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event == "open":
             flags = args[2]
-            allowed = not (isinstance(flags, int) and flags & WRITING) or inside(args[0])
-        elif event in INSIDE:
+            allowed = not (is_a(flags, integer) and flags & writing) or inside(args[0])
+        elif event in within:
             allowed = inside(args[0])
         else:
-            allowed = event in HARMLESS or not event.startswith(REFUSED)
+            allowed = event in harmless or not event.startswith(refused)
         if not allowed:
-            raise PermissionError(f"{event} is refused here")
+            raise refusal(f"{event} is refused here")
 
     return hook
 

@@ -2,12 +2,18 @@
 
 What holds everywhere: no environment, an empty folder that is removed, nothing on stdin, output
 thrown away, limits on time, memory and file size, and a hook that refuses processes, sockets and
-files outside of the folder. Where the kernel grants namespaces (Linux) the rest of the machine is
-also read-only, has no network and no other processes, and all that was started ends with the run.
-A user other than root also has a limit on processes.
+files outside of the folder. A user other than root also has a limit on processes. The process of
+the program has ended when the verdict is there; on Linux it has no capabilities.
 
-The hook stops programs that do harm by accident or in the plain way. Against one that is written to
-break out, only the namespaces stand; one that looks for the channel of the verdict can forge it.
+Where the kernel grants namespaces and mounts (Linux 5.12 or later) more holds, past the hook and
+for root too: no file outside of the folder can be changed and no device opened, no network and no
+other process can be seen or reached, and the program cannot undo any of it. All that it started has
+ended when the verdict is there, and is killed if the caller is killed.
+
+What does not hold: all that the user may read can be read. The hook stops programs that do harm by
+accident or in the plain way, not one that is written to get by. Past it, a Unix socket in the file
+system can be reached, and without namespaces all that the user may do without capabilities can be
+done. A program that looks for the channel of the verdict can forge it.
 """
 
 import json
@@ -27,6 +33,7 @@ from exporter.errors import UserError
 
 SECONDS = 10.0  # of one program with its tests
 START_SECONDS = 60.0  # until the process has shut itself in; a busy machine is no wrong answer
+END_SECONDS = 10.0  # until what is killed has ended; the kernel needs milliseconds
 JAIL = Path(__file__).with_name("jail.py")
 READY = b"ready"
 
@@ -47,7 +54,7 @@ def run_tests(program: str, tests: str, seconds: float = SECONDS) -> bool:
         channel.write(word + orders)
         channel.seek(len(word))
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", str(JAIL), str(len(word))],
+            [sys.executable, "-I", "-S", "-B", str(JAIL), str(len(word)), str(os.getpid())],
             stdin=channel,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -59,9 +66,8 @@ def run_tests(program: str, tests: str, seconds: float = SECONDS) -> bool:
         with process.stdout as verdict, process.stderr as complaint:
             started = _listen(verdict, len(READY), START_SECONDS) == READY
             said = _listen(verdict, len(word), seconds) if started else b""
-            _end(process)
+            seen = _end(process, complaint).decode(errors="replace").strip()
             if not started:
-                seen = complaint.read(2000).decode(errors="replace").strip()
                 raise UserError(
                     f"The sandbox does not start: {seen or f'exit code {process.returncode}'}",
                     "Programs can be run on Linux, with some free memory and processes",
@@ -69,20 +75,28 @@ def run_tests(program: str, tests: str, seconds: float = SECONDS) -> bool:
     return said == word
 
 
-def _listen(verdict: IO[bytes], count: int, seconds: float) -> bytes:
+def _listen(channel: IO[bytes], count: int, seconds: float) -> bytes:
     """`count` bytes, or what has come of them when the channel closes or the time is over."""
     said, deadline = b"", time.monotonic() + seconds
     while len(said) < count and (left := deadline - time.monotonic()) > 0:
-        if select.select([verdict], [], [], left)[0]:
-            part = os.read(verdict.fileno(), count - len(said))
+        if select.select([channel], [], [], left)[0]:
+            part = os.read(channel.fileno(), count - len(said))
             if not part:
                 break
             said += part
     return said
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process with all of its group."""
+def _end(process: subprocess.Popen[bytes], complaint: IO[bytes]) -> bytes:
+    """End all that was started, and return up to 2000 bytes of what the jail complained of.
+
+    With namespaces the process is not the program: told to end, it ends the program with all that
+    belongs to it, and is the last to hold the channel of complaints. A program without namespaces
+    does not hold it.
+    """
+    process.terminate()
+    seen = _listen(complaint, 2000, END_SECONDS)
     with suppress(ProcessLookupError):  # it has ended, and left nobody behind
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    return seen

@@ -1,8 +1,12 @@
 """Programs that mean harm, or only look right, do neither damage nor pass."""
 
+import errno
+import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -16,10 +20,79 @@ DOUBLE = "def double(x):\n    return 2 * x\n"
 TESTS = "assert double(2) == 4"
 
 
+PAST_THE_HOOK = "import sys\nsys.audit = lambda *event: None\nimport subprocess\n"
+
+# Undo the read-only mount argv[1] in two ways, uncover /proc, write argv[2]; error numbers of each.
+# Then once more with all capabilities that a user namespace of the own brings.
+UNDO = """
+import ctypes, sys
+libc = ctypes.CDLL(None, use_errno=True)
+mount, target = sys.argv[1].encode(), sys.argv[2]
+
+def failure(result):
+    return ctypes.get_errno() if result else 0
+
+def capable():
+    sets = (ctypes.c_uint32 * 6)()
+    assert not libc.capget((ctypes.c_uint32 * 2)(0x20080522, 0), sets)
+    return any(sets)
+
+def write():
+    try:
+        open(target, "w").close()
+    except OSError as error:
+        return error.errno
+    return 0
+
+def undo():
+    change = (ctypes.c_uint64 * 4)(0, 1, 0, 0)
+    cleared = failure(libc.syscall(442, -100, mount, 0, change, ctypes.sizeof(change)))
+    remounted = failure(libc.mount(None, mount, None, 32 | 4096, None))
+    return cleared, remounted, failure(libc.umount2(b"/proc", 2)), write()
+
+print(capable(), *undo())
+nested = not libc.unshare(0x10020000)
+print(nested, capable(), *undo())
+"""
+
+
 def has_namespaces() -> bool:
     """Whether the kernel lets this process shut itself in."""
     found = subprocess.run(["unshare", "-r", "-n", "true"], capture_output=True, check=False)
     return found.returncode == 0
+
+
+needs_namespaces = pytest.mark.skipif(
+    not has_namespaces(), reason="the kernel grants no namespaces"
+)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Until `holds`, which takes well below a second where no others are at work."""
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def running(*marks: Path) -> list[psutil.Process]:
+    """Processes with one of `marks` among their arguments."""
+    words, found = {str(mark) for mark in marks}, psutil.process_iter(["cmdline"])
+    return [process for process in found if words & set(process.info["cmdline"] or [])]
+
+
+def mark_jail(folder: Path) -> Path:
+    """A copy of the jail, by which its processes are told from those of other runs."""
+    return Path(shutil.copy(sandbox.JAIL, folder))
+
+
+def leaver(mark: Path) -> str:
+    """A program that starts a process which leaves its parent, group and session, and stays."""
+    leave = (
+        "import os, time\nif os.fork():\n    os._exit(0)\nos.setsid()\n"
+        "if os.fork():\n    os._exit(0)\ntime.sleep(60)"
+    )
+    return f"{PAST_THE_HOOK}subprocess.run([sys.executable, '-c', {leave!r}, {str(mark)!r}])\n"
 
 
 def test_what_passes_its_tests_passes() -> None:
@@ -105,20 +178,44 @@ def test_processes_are_refused() -> None:
     assert len(psutil.pids()) < before + 50
 
 
-@pytest.mark.skipif(not has_namespaces(), reason="the kernel grants no namespaces")
-def test_processes_past_the_hook_end_with_the_run() -> None:
-    """A program that disarms the hook starts one that leaves the group: it ends all the same."""
-    escape = (
-        "import sys\nsys.audit = lambda *event: None\nimport subprocess\n"
-        "child = subprocess.Popen(['sleep', '61.39'], start_new_session=True)"
+@pytest.mark.parametrize("program", ["import os, time\nos.setsid()\ntime.sleep(60)", "os = 1 / 0"])
+def test_the_program_has_ended_with_the_run(
+    program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jail = mark_jail(tmp_path)
+    monkeypatch.setattr(sandbox, "JAIL", jail)
+    assert not run_tests(program, "pass", seconds=1)
+    assert not running(jail)
+
+
+@needs_namespaces
+def test_processes_that_left_have_ended_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jail, mark = mark_jail(tmp_path), tmp_path / "left"
+    monkeypatch.setattr(sandbox, "JAIL", jail)
+    assert run_tests(leaver(mark), "pass")
+    assert not running(jail, mark)
+    # neither if it no longer listens, and calls off what may end it with its parent
+    deaf = "import ctypes, os, signal, time\nctypes.CDLL(None).prctl(1, 0)\nos.setsid()\n"
+    deaf += "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(60)"
+    start = f"subprocess.run([sys.executable, '-c', {deaf!r}, {str(mark)!r}])"
+    assert not run_tests(PAST_THE_HOOK + start, "pass", seconds=1)
+    assert not running(jail, mark)
+
+
+@needs_namespaces
+def test_processes_end_with_the_caller(tmp_path: Path) -> None:
+    jail, mark = mark_jail(tmp_path), tmp_path / "left"
+    calls = (
+        f"from pathlib import Path\nfrom exporter.tasks import sandbox\n"
+        f"sandbox.JAIL = Path({str(jail)!r})\n"
+        f"sandbox.run_tests({leaver(mark)!r}, 'import time; time.sleep(60)', 60)"
     )
-    assert run_tests(escape, "assert child.poll() is None")
-    for _ in range(50):  # the kernel ends them after the first process is gone
-        left = [p for p in psutil.process_iter(["cmdline"]) if "61.39" in (p.info["cmdline"] or [])]
-        if not left:
-            break
-        time.sleep(0.1)
-    assert not left
+    with subprocess.Popen([sys.executable, "-c", calls]) as caller:
+        wait_until(lambda: bool(running(mark)))
+        caller.kill()
+    wait_until(lambda: not running(jail, mark))
 
 
 def test_memory_is_limited() -> None:
@@ -155,7 +252,68 @@ def test_files_stay_small_and_inside(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [*before, target]
 
 
-@pytest.mark.skipif(not has_namespaces(), reason="the kernel grants no namespaces")
+@pytest.mark.parametrize(
+    "replace",
+    [
+        "import __main__ as jail\njail.REFUSED, jail.WRITING = ('zzz',), 0",
+        "import __main__ as jail\njail.HARMLESS = jail.INSIDE = {'ctypes.dlopen', 'os.remove'}",
+        "import __main__ as jail\njail.watch = jail.isinstance = lambda *given: True",
+        "import builtins\nbuiltins.isinstance = lambda x, kind, was=isinstance: kind is int or was(x, kind)",
+        "import builtins\nbuiltins.PermissionError = Warning",
+        "import os\nos.path.realpath = os.fsdecode = lambda path: os.getcwd()",
+        "import os\nhere = os.getcwd()\nos.path.commonpath = lambda paths: here",
+    ],
+)
+def test_replaced_names_do_not_disarm_the_hook(replace: str, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("safe")
+    actions = (f"open({str(target)!r}, 'w')", f"os.remove({str(target)!r})", "ctypes.CDLL(None)")
+    for action in actions:
+        caught = (
+            f"import ctypes, os\nrefusal = PermissionError\n{replace}\n"
+            f"try:\n    {action}\nexcept refusal as error:\n    refused = 'here' in str(error)"
+        )
+        assert run_tests(caught, "assert refused"), action  # a read-only mount raises otherwise
+    assert target.read_text() == "safe"
+
+
+@needs_namespaces
+def test_the_walls_cannot_be_undone(tmp_path: Path) -> None:
+    """Not past the hook, and not with a user namespace of the program's own."""
+    mount = next(str(path) for path in tmp_path.parents if os.path.ismount(path))
+    target, folder = tmp_path / "target", tmp_path / "folder"
+    folder.mkdir()
+    shut_in = f"import runpy\nrunpy.run_path({str(sandbox.JAIL)!r})['isolate']({str(folder)!r})"
+    control = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", shut_in + UNDO, mount, target],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert control.stdout.startswith("True 0 0 0 0\n")  # each step works with the capabilities
+    target.unlink()
+
+    arguments = ["-I", "-S", "-c", UNDO, mount, str(target)]
+    attack = (
+        f"{PAST_THE_HOOK}done = subprocess.run([sys.executable, *{arguments}],"
+        " stdout=subprocess.PIPE, text=True)"
+    )
+    no = f"{errno.EPERM} {errno.EPERM}"
+    plain = f"{no} {errno.EPERM} {errno.EROFS}\n"
+    locked = f"{no} {errno.EINVAL} {errno.EROFS}\n"
+    seen = (f"False {plain}True True {locked}", f"False {plain}False False {plain}")
+    assert run_tests(attack, f"assert done.stdout in {seen}, done.stdout")
+    assert not target.exists()
+
+
+@needs_namespaces
+def test_devices_cannot_be_opened() -> None:
+    """They can be written on a read-only mount."""
+    caught = "try:\n    open('/dev/null')\nexcept PermissionError:\n    refused = True"
+    assert run_tests(caught, "assert refused")
+
+
+@needs_namespaces
 def test_files_are_safe_past_the_hook(tmp_path: Path) -> None:
     """C code asks no hook, but the file system is read-only."""
     from_c = (
@@ -163,9 +321,8 @@ def test_files_are_safe_past_the_hook(tmp_path: Path) -> None:
         "write = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.py_object, ctypes.py_object)"
     )
     assert not run_tests(from_c + "(('open', ctypes.pythonapi))", "pass")
-    escape = "import sys\nsys.audit = None\nimport subprocess\nsys.audit = lambda *event: None\n"
     touch = f"done = subprocess.run(['touch', {str(tmp_path / 'new')!r}])"
-    assert run_tests(escape + touch, "assert done.returncode == 1")
+    assert run_tests(PAST_THE_HOOK + touch, "assert done.returncode == 1")
     assert not list(tmp_path.iterdir())
 
 
