@@ -30,11 +30,17 @@ OTHERS: dict[str, Any] = {
     "rotation_seed": 4, "samples": 9, "bins": "trajectory", "visible_score": "zero",
     "alphas": "wide", "mean_bits": 5.5, "budget": 0.25, "head_bits": 4, "embed_bits": 8, "seed": 11,
 }  # fmt: skip
+REFUSED = {"ablate": {"seed", "mean_bits", "budget"}}  # a trial has its own
 COMMAND = pytest.mark.parametrize("command", COMMANDS)
 
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def taken(command: str) -> dict[str, Any]:
+    """A value for every flag that the command can use."""
+    return {n: value for n, value in OTHERS.items() if n not in REFUSED.get(command, ())}
 
 
 def given(name: str, value: object) -> list[str]:
@@ -85,9 +91,7 @@ def test_without_flags_there_are_the_defaults(command: str, seen: list[QuantOpti
 
 @COMMAND
 def test_each_flag_sets_its_field_and_no_other(command: str, seen: list[QuantOptions]) -> None:
-    for name, value in OTHERS.items():
-        if (command, name) == ("ablate", "seed"):
-            continue  # it has several
+    for name, value in taken(command).items():
         seen.clear()
         assert_refused_as_seen(command, given(name, value))
         assert seen == [QuantOptions(**{name: value})]
@@ -95,7 +99,7 @@ def test_each_flag_sets_its_field_and_no_other(command: str, seen: list[QuantOpt
 
 @COMMAND
 def test_all_flags_together(command: str, seen: list[QuantOptions]) -> None:
-    wanted = {n: v for n, v in OTHERS.items() if (command, n) != ("ablate", "seed")}
+    wanted = taken(command)
     assert_refused_as_seen(command, [word for item in wanted.items() for word in given(*item)])
     assert seen == [QuantOptions(**wanted)]
 
@@ -124,28 +128,35 @@ def test_wrong_values_are_wrong_usage_and_name_the_flag(
 
 @COMMAND
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "says", "hint"),
     [
-        ["--group", "48"],
-        ["--activation", "token"],
-        *([f"--{name}-bits", "5"] for name in ("q", "k", "v", "p", "head", "embed")),
-        ["--mean-bits", "5", "--budget", "0.1"],
+        (["--group", "48"], "Group 48", "Groups that fit"),
+        (["--activation", "token"], "--activation token", "w4a8"),
+        *(([f"--{n}-bits", "5"], f"--{n}-bits 5", "16") for n in ("q", "k", "v", "p")),
+        *(([f"--{n}-bits", "5"], f"--{n}-bits 5", f"--{n}-bits 8") for n in ("head", "embed")),
     ],
-    ids=" ".join,
 )
 def test_values_that_no_recipe_takes_get_a_hint(
-    command: str, flags: list[str], tmp_path: Path
+    command: str, flags: list[str], says: str, hint: str, tmp_path: Path
 ) -> None:
-    outcome = dqexport(*COMMANDS[command], *flags, "--out", tmp_path / "out")
-    assert_refused(outcome, flags[1], "")
-    assert flags[0] in outcome.err or "Groups that fit" in outcome.err or "w4a8" in outcome.err
+    assert_refused(dqexport(*COMMANDS[command], *flags, "--out", tmp_path / "out"), says, hint)
     assert not list(tmp_path.iterdir())
 
 
-def test_seeds_of_an_ablation_are_not_given_by_one_seed(tmp_path: Path) -> None:
-    """Else a flag would be taken and have no effect."""
-    outcome = dqexport(*COMMANDS["ablate"], "--seed", "3", "--out", tmp_path / "out")
-    assert_refused(outcome, "--seed 3", "--first-seed 3")
+@pytest.mark.parametrize(
+    ("flags", "says", "hint"),
+    [
+        (["--seed", "3"], "--seed 3", "--first-seed 3"),
+        (["--mean-bits", "5"], "Mixed precision", "eval --recipe"),
+        (["--budget", "0.1"], "Mixed precision", "eval --recipe"),
+    ],
+)
+def test_an_ablation_refuses_what_it_would_not_heed(
+    flags: list[str], says: str, hint: str, tmp_path: Path
+) -> None:
+    """It has several seeds, and states the bits of a recipe, not those of a trial."""
+    outcome = dqexport(*COMMANDS["ablate"], *flags, "--out", tmp_path / "out")
+    assert_refused(outcome, says, hint)
     assert not list(tmp_path.iterdir())
 
 

@@ -258,7 +258,7 @@ def test_files_stay_small_and_inside(tmp_path: Path) -> None:
         "import __main__ as jail\njail.REFUSED, jail.WRITING = ('zzz',), 0",
         "import __main__ as jail\njail.HARMLESS = jail.INSIDE = {'ctypes.dlopen', 'os.remove'}",
         "import __main__ as jail\njail.watch = jail.isinstance = lambda *given: True",
-        "import builtins\nbuiltins.isinstance = lambda x, kind, was=isinstance: kind is int or was(x, kind)",
+        "import builtins as b\nold = isinstance\nb.isinstance = lambda x, y: y is int or old(x, y)",
         "import builtins\nbuiltins.PermissionError = Warning",
         "import os\nos.path.realpath = os.fsdecode = lambda path: os.getcwd()",
         "import os\nhere = os.getcwd()\nos.path.commonpath = lambda paths: here",
