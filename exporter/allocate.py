@@ -120,9 +120,13 @@ def _item(model: FloatModel, recipe: Recipe, name: str, loss: float) -> Item:
     linears = next(g.linears for g in GROUPS if g.name == group)
     shapes = block_shapes(model.spec)
     wide = replace(recipe, high=_places([name]))
-    width = shapes[linears[0]][1]
-    low, high = (sum(stored_bits(r, f"{index}.{linears[0]}", width)) for r in (recipe, wide))
-    return Item(name, sum(shapes[x][0] * shapes[x][1] for x in linears), low, high, loss)
+    sizes = {x: shapes[x][0] * shapes[x][1] for x in linears}
+    count = sum(sizes.values())
+    low, high = (
+        sum(sizes[x] * sum(stored_bits(r, f"{index}.{x}", shapes[x])) for x in linears) / count
+        for r in (recipe, wide)
+    )
+    return Item(name, count, low, high, loss)
 
 
 def _places(names: Sequence[str]) -> frozenset[tuple[int, str]]:

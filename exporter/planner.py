@@ -8,10 +8,10 @@ from exporter.errors import UserError
 from exporter.families import Spec, model_shapes
 from exporter.model import GROUPS, LINEARS
 from exporter.recipes import Recipe
+from passes.numerics import group_count
 from passes.weights.lorc import Lorc
 from targets import Target
 
-LINEARS_OF = {group.name: group.linears for group in GROUPS}
 FLOAT_BYTES = {"fp32": 4, "fp16": 2}
 
 
@@ -36,10 +36,9 @@ def estimate(spec: Spec, recipe: Recipe, canvas: int) -> Needs:
         count = shape[0] * (shape[1] if len(shape) > 1 else 1)
         name = key.rpartition(".")[2]
         if name in LINEARS and recipe.weights is not None:
-            bits, scales = stored_bits(recipe, key, shape[1])
-            beside = 2 * rank(recipe) * sum(shape)
-            weights += count * (bits + scales) / 8 + beside
-            work += count * (8 + scales) / 8 + beside
+            bits, beside = stored_bits(recipe, key, shape)
+            weights += count * (bits + beside) / 8
+            work += count * (8 + beside) / 8
         elif name == "embed":
             weights += count * (1 if recipe.embed_bits == 8 else storage)
         elif name != "head":
@@ -52,15 +51,14 @@ def estimate(spec: Spec, recipe: Recipe, canvas: int) -> Needs:
 
 
 def bits_a_weight(spec: Spec, recipe: Recipe) -> float:
-    """What a weight of the blocks' linears takes on average, scales included."""
+    """What a weight of the blocks' linears takes on average, with scales and corrections."""
     if recipe.weights is None:
         return 8.0 * FLOAT_BYTES[recipe.compute]
     total = bits = 0.0
     for key, shape in model_shapes(spec).items():
         if key.rpartition(".")[2] in LINEARS:
             total += shape[0] * shape[1]
-            bits += shape[0] * shape[1] * sum(stored_bits(recipe, key, shape[1]))
-            bits += 16 * rank(recipe) * sum(shape)
+            bits += shape[0] * shape[1] * sum(stored_bits(recipe, key, shape))
     return bits / total
 
 
@@ -69,15 +67,18 @@ def rank(recipe: Recipe) -> int:
     return max((step.rank for step in recipe.blocks if isinstance(step, Lorc)), default=0)
 
 
-def stored_bits(recipe: Recipe, key: str, width: int) -> tuple[float, float]:
-    """Bits of a weight of `<block>.<linear>` with `width` inputs, and its share of a scale."""
-    assert recipe.weights is not None
+def stored_bits(recipe: Recipe, key: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    """Bits of a weight of `<block>.<linear>` (out, in), and its share of scales and correction."""
     block, _, name = key.partition(".")
-    wide = any((int(block), group) in recipe.high for group, of in LINEARS_OF.items() if name in of)
-    if wide and recipe.weights.levels == 2:
-        return 8, 16 / width  # one scale a row
-    scale = 16 if recipe.weights.levels == 1 else 8  # of two levels a whole number of one byte
-    return 8 if wide else recipe.weights.bits, scale / recipe.weights.columns(width)
+    group = next(group for group in GROUPS if name in group.linears)
+    grid = recipe.on_grids(int(block), group).grid
+    assert grid is not None
+    out, width = shape
+    groups = group_count(width, grid.columns(width))
+    # on two levels a group has a whole number of one byte, and the row a scale
+    scales = 16 * groups if grid.levels == 1 else 8 * groups + 16
+    thin = 16 * min(rank(recipe), out, width) * (out + width)
+    return grid.bits, scales / width + thin / (out * width)
 
 
 def check_fits(needs: Needs, target: Target, out: Path) -> None:

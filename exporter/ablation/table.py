@@ -31,7 +31,11 @@ def markdown(found: Sequence[Summary]) -> str:
 
 def _escaped(name: str) -> str:
     """A task's name, which may be any text, as one cell."""
-    return " ".join(name.split()).replace("\\", "\\\\").replace("|", "\\|")
+    return _one_line(name).replace("\\", "\\\\").replace("|", "\\|")
+
+
+def _one_line(name: str) -> str:
+    return " ".join(name.split())
 
 
 def _points(difference: Difference | None, unit: str = "") -> str:
@@ -51,8 +55,8 @@ def table_csv(trials: Sequence[Trial]) -> str:
         strayed = trial.figures.trajectory
         forced = (strayed.forced.agreement, strayed.forced.kl) if strayed else (None, None)
         for row in trial.figures.generation:
-            lines.writerow([trial.recipe, trial.seed, f"{trial.bits:.3f}", row.task, row.checked,
-                            row.right, *forced])  # fmt: skip
+            lines.writerow([trial.recipe, trial.seed, f"{trial.bits:.3f}", _one_line(row.task),
+                            row.checked, row.right, *forced])  # fmt: skip
     return out.getvalue()
 
 

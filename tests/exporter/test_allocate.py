@@ -35,7 +35,7 @@ def allocated(
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
-@pytest.mark.parametrize("name", ["w4a16-rtn", "w4a8-quarot", "w4a4-gptq"])
+@pytest.mark.parametrize("name", ["w4a16-rtn", "w4a8-quarot", "w4a4-gptq", "w4a16-lorc"])
 def test_a_size_budget_is_used_up_and_kept(family: str, name: str, tmp_path: Path) -> None:
     checkpoint = golden(family)
     states = calibration(checkpoint)

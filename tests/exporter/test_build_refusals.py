@@ -37,7 +37,7 @@ GATED = [option for option in QUICK_W4 if option != "--no-gate"]
         (["--target", "jetson-orin"], "Refused for now", "`cpu` or `cuda`"),
         (["--recipe", "w4a15"], "Unknown recipe `w4a15`", "w4a16"),
         (["--recipe", "w4a16", "--group", "128"], "Group 128 does not fit", "32"),
-        (["--head-bits", "4"], "--head-bits 4", "--head-bits 16"),
+        (["--head-bits", "5"], "--head-bits 5", "--head-bits 16"),
         (["--calib", "no-such.jsonl"], "no-such.jsonl", "path"),
         (["--gen-length", "256"], "256", "--max-canvas"),
         (["--gen-length", "30", "--block-length", "16"], "30", "--gen-length 32"),

@@ -57,13 +57,10 @@ def test_float64_agrees_with_upstream(family: str, case: LogitsCase) -> None:
 
 
 @each_family
-def test_streamed_blocks_give_what_kept_blocks_give(
-    family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_streamed_blocks_give_what_kept_blocks_give(family: str) -> None:
     case, kept = padded_case(family), FloatModel(golden(family))
     first = logits_of(kept, case)
-    monkeypatch.setattr(float_session, "KEEP_BYTES", 0)
-    streaming = FloatModel(golden(family))
+    streaming = FloatModel(golden(family), keep=0)
     assert torch.equal(logits_of(streaming, case), first)
     assert torch.equal(logits_of(kept, case), first)
     again = [list(zip(model.blocks(), model.blocks(), strict=True)) for model in (kept, streaming)]

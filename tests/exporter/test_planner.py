@@ -1,18 +1,29 @@
 """Estimates against real builds, and refusals before any work."""
 
+import math
 import shutil
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import targets
 from exporter.checkpoint import Checkpoint, open_checkpoint
+from exporter.decoding import describe_model, loop_facts
 from exporter.errors import UserError
-from exporter.planner import Needs, check_fits, estimate
+from exporter.families import block_shapes
+from exporter.lower import write_weights
+from exporter.model import LINEARS
+from exporter.planner import Needs, bits_a_weight, check_fits, estimate
+from exporter.progress import Progress
+from exporter.prompts import used_vocabulary
 from exporter.quant_options import QuantOptions
-from exporter.recipes import Storage, make_recipe
+from exporter.recipes import Recipe, Storage, make_recipe
+from exporter.simulate import turned
+from exporter.tensor_files import read_header
+from tests.exporter.test_simulate import run_passes
 from tests.fixtures_lower import CANVAS, golden, lower, random_checkpoint
 
 GIB = 2**30
@@ -58,6 +69,81 @@ def test_estimates_are_the_size_of_the_real_files(
     else:
         work = sum(f.stat().st_size for f in lowered.quantized.folder.iterdir())
         assert abs(needs.work - work) <= 0.02 * work
+
+
+FILE_PARTS = ("", ".scale", ".steps", ".left", ".right")  # of a linear in the weights file
+BLOCK_PARTS = (".codes", ".scales", ".steps", ".channel", ".left", ".right")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llada", "dream"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("w4a16-rtn", QuantOptions()),
+        ("w8a16-rtn", QuantOptions(group=32)),
+        ("w8a8-rtn", QuantOptions()),
+        ("w4a8-rtn", QuantOptions()),
+        ("w4a4-quarot+token", QuantOptions()),
+        ("w4a4-rtn", QuantOptions()),
+        ("w4a16-lorc", QuantOptions(rank=5)),
+        ("w4a8-lorc", QuantOptions(rank=200)),  # more than a linear has
+    ],
+)
+@pytest.mark.parametrize("high", [frozenset(), frozenset({(0, "mlp input"), (2, "mlp output")})])
+def test_bits_a_weight_are_those_of_the_files_to_the_byte(
+    family: str,
+    name: str,
+    options: QuantOptions,
+    high: frozenset[tuple[int, str]],
+    tmp_path: Path,
+) -> None:
+    """Tensors begin at pages, which pads the file, and 4-bit codes fill whole bytes here."""
+    checkpoint = golden(family)
+    recipe = replace(make_recipe(name, checkpoint.spec, options, "fp32"), high=high)
+    sizes = sizes_of_linears(checkpoint, recipe, tmp_path)
+    count = sum(math.prod(block_shapes(checkpoint.spec)[linear]) for linear in LINEARS)
+    told = bits_a_weight(checkpoint.spec, recipe) * count * checkpoint.spec.layers / 8
+    assert told == pytest.approx(sizes[0], rel=1e-12)
+    assert estimate(checkpoint.spec, recipe, CANVAS).work == pytest.approx(sizes[1], abs=1)
+
+
+def test_the_last_group_of_a_ragged_linear_has_a_whole_scale(tmp_path: Path) -> None:
+    sizes = {"width": 72, "mlp": 100, "vocab": 64, "layers": 1, "heads": 4}
+    checkpoint = open_checkpoint(random_checkpoint(tmp_path / "model", "llada", **sizes))
+    recipe = make_recipe("w4a16-rtn", checkpoint.spec, QuantOptions(), "fp32")
+    real, _ = sizes_of_linears(checkpoint, recipe, tmp_path)
+    count = 4 * 72 * 72 + 3 * 72 * 100
+    assert bits_a_weight(checkpoint.spec, recipe) == pytest.approx(8 * real / count, rel=1e-12)
+    # 72 inputs have three groups of 32, 100 have four
+    scales = 4 * 72 * 3 + 2 * 100 * 3 + 72 * 4
+    assert real == count / 2 + 2 * scales
+
+
+def sizes_of_linears(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> tuple[int, int]:
+    """Bytes of the blocks' linears in the weights file, and in the work folder."""
+    quantized = run_passes(checkpoint, recipe, folder / "work")
+    assert quantized is not None
+    described = describe_model(checkpoint, "0" * 64, used_vocabulary(checkpoint), CANVAS)
+    (folder / "bundle").mkdir()
+    stored = write_weights(
+        turned(checkpoint, recipe), quantized, recipe, loop_facts(described), folder / "bundle",
+        Progress(),
+    )  # fmt: skip
+    layers = range(checkpoint.spec.layers)
+    names = [f"{i}.{linear}{part}" for i in layers for linear in LINEARS for part in FILE_PARTS]
+    entries = [read_header(file) for file in quantized.folder.glob("*.safetensors")]
+    parts = [linear + part for linear in LINEARS for part in BLOCK_PARTS]
+    return (
+        sum(stored.tensors[name].length or 0 for name in names if name in stored.tensors),
+        sum(block[part].size for block in entries for part in parts if part in block),
+    )
+
+
+@pytest.mark.parametrize(("name", "bits"), [("fp32", 32.0), ("fp16", 16.0)])
+def test_floats_take_their_own_bits(name: str, bits: float) -> None:
+    spec = golden("llada").spec
+    assert bits_a_weight(spec, make_recipe(name, spec, QuantOptions(), "fp32")) == bits
 
 
 def test_a_tied_head_is_stored_beside_the_embedding() -> None:

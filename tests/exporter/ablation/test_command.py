@@ -93,7 +93,7 @@ def start(*argv: str | Path) -> "subprocess.Popen[str]":
 def test_processes_share_a_folder_by_their_seeds(tmp_path: Path) -> None:
     """Both need the float model, and neither fails because the other is at it."""
     apart, alone = tmp_path / "apart", tmp_path / "alone"
-    recipe = ("--recipe", "w4a4-rtn+token", "--limit", "1")
+    recipe = ("--recipe", "w4a4-rtn+token", "--limit", "1", "--trajectory", "0")
     both = [start(*recipe, "--seeds", "1", "--first-seed", seed, "-o", apart) for seed in "01"]
     for process in both:
         _, complaints = process.communicate(timeout=120)
