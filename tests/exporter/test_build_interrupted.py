@@ -1,5 +1,6 @@
 """A build that is killed at any point leaves nothing that looks finished, and goes on."""
 
+import functools
 import signal
 import subprocess
 import time
@@ -38,9 +39,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 def start_until(pattern: str, folder: Path, *argv: str) -> subprocess.Popen[str]:
     """Start a real `dqexport build SLOW ARGV` and return once a file appears in `folder`."""
+    # what a shell starts in the background ignores SIGINT, and hands that down
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(
         [DQEXPORT, "build", *SLOW, *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env=ONE_THREAD,
+        text=True, env=ONE_THREAD, preexec_fn=heeding,
     )  # fmt: skip
     deadline = time.monotonic() + PATIENCE
     while not list(folder.glob(pattern)):
