@@ -26,7 +26,7 @@ from exporter.agreement import wilson
 from exporter.errors import UserError
 from exporter.manifest import GateResult, significant
 from exporter.progress import Progress
-from exporter.recipes import Limits
+from exporter.recipe_names import Limits
 from exporter.runtime.bundle import read_bundle
 from exporter.runtime.session import Bools, Ints
 from exporter.runtime.settings import Settings

@@ -1,7 +1,7 @@
 """Bundles, targets and recipes in words."""
 
 import targets
-from exporter import recipes
+from exporter import recipe_names
 from exporter.manifest import GateResult, Manifest
 
 
@@ -56,8 +56,10 @@ def target_rows() -> list[dict[str, str]]:
 def recipe_rows() -> list[dict[str, str]]:
     """The parts that recipe names are made of: `<bits>[-<method>][+<component> ...]`."""
     rows: list[dict[str, str]] = []
-    for bits, precision in recipes.BITS.items():
+    for bits, precision in recipe_names.BITS.items():
         stands_for = f"; dllmquant is {precision.default}" if bits.startswith("w") else ""
         rows.append({"name": bits, "about": precision.title + stands_for})
-    rows += [{"name": f"-{name}", "about": about} for name, about in recipes.METHODS.items()]
-    return rows + [{"name": f"+{n}", "about": about} for n, about in recipes.COMPONENTS.items()]
+    rows += [{"name": f"-{name}", "about": about} for name, about in recipe_names.METHODS.items()]
+    return rows + [
+        {"name": f"+{n}", "about": about} for n, about in recipe_names.COMPONENTS.items()
+    ]

@@ -13,7 +13,7 @@ from exporter.errors import UserError
 from exporter.gate import measure
 from exporter.manifest import GateResult, Manifest
 from exporter.progress import Progress
-from exporter.recipes import Limits
+from exporter.recipe_names import Limits
 from exporter.runtime.settings import Settings
 from exporter.tensor_files import sha256
 from exporter.trajectory import Reference

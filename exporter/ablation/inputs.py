@@ -8,7 +8,7 @@ from exporter.errors import UserError
 from exporter.evaluation.inputs import read_tasks, split_arguments
 from exporter.evaluation.subject import open_float
 from exporter.progress import Progress
-from exporter.recipes import SCALES, parse
+from exporter.recipe_names import SCALES, parse
 from exporter.tasks import Example
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import targets
-from exporter import recipes
+from exporter import recipe_names
 from exporter.manifest import Manifest
 from exporter.verify import read_manifest
 from tests.commands import (
@@ -90,8 +90,8 @@ def test_inspect_prints_the_manifest_or_a_screen(reference_bundle: Path) -> None
 
 
 def test_targets_and_recipes_as_table_and_json() -> None:
-    parts = [*recipes.BITS, *(f"-{name}" for name in recipes.METHODS)]
-    parts += [f"+{name}" for name in recipes.COMPONENTS]
+    parts = [*recipe_names.BITS, *(f"-{name}" for name in recipe_names.METHODS)]
+    parts += [f"+{name}" for name in recipe_names.COMPONENTS]
     for command, names in (("targets", targets.names()), ("recipes", parts)):
         rows = json.loads(dqexport(command, "--json").out)
         assert [row["name"] for row in rows] == names

@@ -19,7 +19,7 @@ from exporter.emit import GATE
 from exporter.gate import measure, usable_provider
 from exporter.manifest import GateResult
 from exporter.progress import Progress
-from exporter.recipes import Limits
+from exporter.recipe_names import Limits
 from exporter.runtime.bundle import read_bundle
 from exporter.trajectory import Reference
 from exporter.verify import read_manifest

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import targets
-from exporter import recipes
+from exporter import recipe_names
 from exporter.inspect import describe, gate_lines, recipe_rows, target_rows
 from exporter.quant_options import QuantOptions
 from exporter.recipes import make_recipe
@@ -41,7 +41,7 @@ def test_every_target_is_listed_with_a_recipe_that_exists() -> None:
     rows = target_rows()
     assert [row["name"] for row in rows] == targets.names()
     for row in rows:
-        assert row["recipe"] in recipes.names()
+        assert row["recipe"] in recipe_names.names()
         assert row["title"] and row["build"]
 
 
@@ -50,7 +50,7 @@ def test_every_listed_recipe_can_be_made(llada: Golden) -> None:
     about = {row["name"]: row["about"] for row in recipe_rows()}
     assert all(about.values())
     for name in about:
-        full = name if name in recipes.BITS else f"w4a4{'-gptq' * name.startswith('+')}{name}"
+        full = name if name in recipe_names.BITS else f"w4a4{'-gptq' * name.startswith('+')}{name}"
         made = make_recipe(full, llada.checkpoint.spec, QuantOptions(), "fp32")
         assert made.name in (full, f"{full}-dllmquant")
     assert "dllmquant is quarot+smooth+tmas+cgq+iaaq" in about["w4a4"]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from exporter.errors import UserError
 from exporter.model import GROUPS as GROUPS_OF_LINEARS
 from exporter.quant_options import QuantOptions
-from exporter.recipes import BITS, GROUPS, METHODS, Limits, Storage, make_recipe, names
+from exporter.recipe_names import BITS, METHODS, Limits, names
+from exporter.recipes import GROUPS, Storage, make_recipe
 from passes.activations.grid import ActivationGrid
 from passes.activations.ia_aq import IaAq
 from passes.activations.static import StaticScales

@@ -29,7 +29,8 @@ from exporter.progress import Progress
 from exporter.prompts import used_vocabulary
 from exporter.quant_options import QuantOptions
 from exporter.quantize import Quantized, quantize
-from exporter.recipes import METHODS, ROUND_INPUTS, UNWEIGHTED, Recipe, make_recipe
+from exporter.recipe_names import METHODS, ROUND_INPUTS, UNWEIGHTED
+from exporter.recipes import Recipe, make_recipe
 from exporter.simulate import simulated, turned
 from exporter.tasks import reference_folder
 from exporter.work import open_work

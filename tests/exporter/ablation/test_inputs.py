@@ -11,7 +11,7 @@ from exporter.ablation.inputs import bases_of, open_tasks, recipes_of
 from exporter.ablation.presets import PRESETS, QUESTIONS
 from exporter.errors import UserError
 from exporter.progress import Progress
-from exporter.recipes import SCALES, names, parse
+from exporter.recipe_names import SCALES, names, parse
 from exporter.tasks import held_out_examples, held_out_tasks, reference_folder
 
 NAMES = st.sampled_from([name for name in names() if name.startswith("w4a4-")])

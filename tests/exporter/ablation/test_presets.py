@@ -9,7 +9,8 @@ from exporter.ablation.inputs import bases_of
 from exporter.ablation.presets import PARTS, PRESETS, QUESTIONS, one_by_one
 from exporter.checkpoint import open_checkpoint
 from exporter.quant_options import QuantOptions
-from exporter.recipes import COMPONENTS, make_recipe, parse
+from exporter.recipe_names import COMPONENTS, parse
+from exporter.recipes import make_recipe
 from exporter.tasks import Reference, reference_folder
 from tests.fixtures_lower import GOLDEN_FAMILIES, golden
 
