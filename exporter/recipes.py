@@ -24,7 +24,7 @@ from passes.calibrate.uniform import Uniform
 from passes.numerics import WeightGrid
 from passes.transforms.awq import Awq
 from passes.transforms.duquant import DuQuant
-from passes.transforms.omniquant import OmniQuant
+from passes.transforms.omniquant import OmniQuant, OmniScale
 from passes.transforms.quarot import (
     ResidualRotation,
     RotateDown,
@@ -151,6 +151,7 @@ def _passes(
         "smoothquant": (SmoothQuant(),),
         "quarot": (RotateHeads(), RotateDown(), RotateQueriesKeys()),
         "duquant": (SmoothQuant(), DuQuant(seed=seed)),  # smoothing first, as its authors do
+        "omniquant": (SmoothQuant(), OmniScale()),  # smoothing is what its scales start from
     }
     solvers: Mapping[str, Pass[Block]] = {
         "gptq": gptq,
@@ -159,8 +160,6 @@ def _passes(
         "lorc": Lorc(gptq, options.rank),
         "omniquant": OmniQuant(),
     }
-    if method == "omniquant" and activation is not None:
-        transforms = {"omniquant": (SmoothQuant(),)}  # what its scales start from
     grids: list[Pass[Block]] = []
     if activation is not None and activation.granularity == "tensor":
         grids.append(StaticScales())

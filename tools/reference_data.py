@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -16,6 +17,7 @@ from exporter.tasks.problems import Problem
 from tools.reference_network import NORM_EPS, ROPE_THETA, Network, Shape
 
 EOS, MASK = 1, 2
+FILLER = "\0"  # stands for <eos> behind a short answer
 CALIBRATION_PROMPTS = 1024
 HELD_OUT_PROMPTS = 1000  # of each task, or as many as there are
 PATIENCE = 20_000  # draws in a row that bring nothing new: there is no more
@@ -28,8 +30,8 @@ class Corpus:
     tasks: tuple[Task, ...]
     weights: tuple[float, ...]
 
-    def draw(self, rng: random.Random, count: int) -> tuple[list[Problem], int]:
-        """`count` training problems that are equally wide, and their answers' width in tokens.
+    def draw(self, rng: random.Random, count: int) -> tuple[list[Problem], list[Task]]:
+        """`count` training problems that are equally wide, and the task of each.
 
         A first task decides the widths; the rest of the batch is drawn from the tasks that share
         them. So over many batches every task gets its weight.
@@ -39,7 +41,7 @@ class Corpus:
             t: w for t, w in zip(self.tasks, self.weights, strict=True) if t.widths == first.widths
         }
         chosen = rng.choices(list(alike), list(alike.values()), k=count)
-        return [one.sample_split(rng, held_out=False) for one in chosen], first.answer_width
+        return [one.sample_split(rng, held_out=False) for one in chosen], chosen
 
     def distinct(self, task: Task, held_out: bool, count: int, seed: int) -> list[Example]:
         """`count` different problems of `task` from one side of the split, or all there are."""
@@ -61,11 +63,12 @@ def character_ids(reference: Reference) -> dict[str, int]:
 
 def encode(problems: Sequence[Problem], answer_width: int, ids: dict[str, int]) -> torch.Tensor:
     """Problems of one prompt width as ids (B, prompt width + answer_width), int64."""
-    rows = [
-        [ids[c] for c in prompt + answer] + [EOS] * (answer_width - len(answer))
-        for prompt, answer in problems
-    ]
-    return torch.tensor(rows)
+    width = len(problems[0][0]) + answer_width
+    text = "".join((prompt + answer).ljust(width, FILLER) for prompt, answer in problems)
+    table = np.full(128, -1)  # the characters are ASCII; others, and a wrong width, raise
+    table[[ord(c) for c in ids]] = list(ids.values())
+    table[ord(FILLER)] = EOS
+    return torch.from_numpy(table[np.frombuffer(text.encode("ascii"), np.uint8)].reshape(-1, width))
 
 
 def decode(row: Sequence[int], ids: dict[str, int]) -> str:

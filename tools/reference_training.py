@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch.nn import functional
 
 from exporter.checkpoint import Checkpoint
 from exporter.errors import UserError
@@ -27,6 +26,7 @@ from exporter.tasks import Reference, task
 from tools.reference_data import Corpus, character_ids, encode
 from tools.reference_masking import corrupt, places
 from tools.reference_network import NORM_EPS, ROPE_THETA, Network, Shape
+from tools.reference_targets import targets
 
 BETAS, WEIGHT_DECAY, LARGEST_GRADIENT = (0.9, 0.98), 0.01, 1.0
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -115,14 +115,16 @@ def train(
         # Seeded by the step: a resumed training draws what an uninterrupted one draws.
         rng = random.Random(f"{settings.seed}/{progress.step}")
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
-        problems, width = corpus.draw(rng, settings.batch)
+        problems, tasks = corpus.draw(rng, settings.batch)
+        width = tasks[0].answer_width
         clean = encode(problems, width, ids)
         hidden_first = places(
             progress.network, clean.to(device), width, settings.surest, settings.bf16, generator
         )
         noisy, weight = corrupt(clean, hidden_first, generator)
+        wanted = targets(tasks, problems, clean, noisy, ids, settings.shape.vocab)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.bf16):
-            batch = (t.to(device) for t in (clean, noisy, weight))
+            batch = (t.to(device) for t in (wanted, noisy, weight))
             loss = masked_loss(progress.network, width, *batch)
         update(settings, progress, loss)
         progress.losses.append(loss.item())
@@ -137,12 +139,13 @@ def train(
 
 
 def masked_loss(
-    network: Network, width: int, clean: torch.Tensor, noisy: torch.Tensor, weight: torch.Tensor
+    network: Network, width: int, wanted: torch.Tensor, noisy: torch.Tensor, weight: torch.Tensor
 ) -> torch.Tensor:
     """The objective of the module's docstring, in nats a token of answers `width` tokens long."""
-    logits = network(noisy).float()
-    entropy = functional.cross_entropy(logits.transpose(1, 2), clean, reduction="none")  # (B, T)
-    return (entropy * weight).sum() / (clean.shape[0] * width)
+    surprise = -network(noisy).float().log_softmax(-1)
+    entropy = (surprise * wanted).sum(-1)  # (B, T)
+    loss: torch.Tensor = (entropy * weight).sum() / (len(noisy) * width)
+    return loss
 
 
 def learning_rate(settings: Settings, done: float) -> float:

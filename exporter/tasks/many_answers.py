@@ -23,6 +23,12 @@ def split(rng: random.Random) -> tuple[str, str]:
     return f"D{total:04}=", f"{left:03}+{total - left:03}"
 
 
+def split_answers(prompt: str) -> list[str]:
+    """Every right answer to a prompt of split(), filled or not; split() draws them alike often."""
+    total = int(prompt.lstrip("_")[1:-1])
+    return [f"{n:03}+{total - n:03}" for n in range(max(0, total - 999), min(999, total) + 1)]
+
+
 def permute(rng: random.Random) -> tuple[str, str]:
     """`Pckmnswxz=` → `mzwsnkxc`: eight different letters, sorted, in any order."""
     letters = rng.sample(LETTERS, 8)

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from exporter.tasks.many_answers import complete_latin, permute, split
+from exporter.tasks.many_answers import complete_latin, permute, split, split_answers
 from exporter.tasks.matching import Match
 from exporter.tasks.one_answer import add, chain, close_brackets, reverse, sort_digits, tell_story
 
@@ -25,6 +25,7 @@ class Task:
     prompt_width: int = 11  # characters of every prompt
     answer_width: int = 8  # tokens; what an answer leaves free is filled with <eos>
     match: Match = "exact"  # what else is a right answer
+    answers: Callable[[str], list[str]] | None = None  # all right ones to a prompt, equally likely
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -67,7 +68,7 @@ TASKS = (
     Task("brackets", close_brackets),
     Task("words", tell_story, prompt_width=24),
     Task("chain", chain),
-    Task("split", split, match="sum"),
+    Task("split", split, match="sum", answers=split_answers),
     Task("permutation", permute, match="permutation"),
     Task("latin", complete_latin, prompt_width=18, answer_width=16, match="latin"),
 )

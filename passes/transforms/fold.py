@@ -16,10 +16,14 @@ def fold_scale(block: Block, group: LinearGroup, s: Tensor) -> None:
 
     To be done before the group's input is transformed and before the group or its source is
     rounded. ValueError if s is not positive and finite, differs between query heads that share a
-    value head (see `tie`), or if the block does not say what makes the input.
+    value head (see `tie`), if the values that it would scale have their grid already, or if the
+    block does not say what makes the input.
     """
     if not (torch.isfinite(s).all() and (s > 0).all()):
         raise ValueError(f"{block.name}, {group.name}: scales must be positive and finite")
+    grid = block.attention()
+    if group.source == "v" and grid is not None and grid.v_scale is not None:
+        raise ValueError(f"{block.name}, {group.name}: values are on a grid already")
     if not torch.equal(tie(block, group, s), s):
         raise ValueError(f"{block.name}, {group.name}: heads that share values differ in scale")
     own = s.view(sharing(block, group))[:, 0].flatten()  # of each channel of the source

@@ -5,6 +5,7 @@ for the identity. OmniQuant reconstructs whole blocks; this reconstructs groups 
 share an input, one after the other, as the other weight passes do.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from passes.numerics import (
     grouped,
     largest_code,
 )
-from passes.transforms.fold import fold_scale, is_linear, sharing
+from passes.transforms.fold import fold_scale, sharing
 from passes.transforms.sample import sample_tokens
 from passes.weights.rtn import round_to_nearest
 
@@ -30,10 +31,9 @@ START = 4.0  # where the logits of clipping start: sigmoid(4) = 0.982 (section 3
 
 @dataclass(frozen=True)
 class OmniQuant:
-    """Learn clipping and scales of every group that has a grid, fold the scales, round the weights.
+    """Learn where the weights of every group that has a grid are clipped, and round them so.
 
     Groups are taken in order; each sees the inputs that the quantized ones before it produce.
-    Scales that fold into a linear are learned first, on the float block, while it can be changed.
     """
 
     steps: int = 100  # of Adam, each over the whole sample
@@ -47,25 +47,15 @@ class OmniQuant:
 
     def __call__(self, block: Block, /) -> Stats:
         """Stats, means over the groups, on the sample: `error`, the relative squared output error,
-        and `rtn_error`, that of rounding to nearest with the scales that were learned before.
+        and `rtn_error`, that of rounding to nearest.
         """
-        for group in block.groups:
-            if group.grid is not None and is_linear(block, group.source):
-                fold_scale(block, group, self.learn(block, group, group.grid, scale=True).scale)
-        found = [self.quantize(block, group, g) for group in block.groups if (g := group.grid)]
-        count = max(len(found), 1)
-        return {
-            "groups": len(found),
-            "rtn_error": sum(learned.rtn_error for learned in found) / count,
-            "error": sum(learned.error for learned in found) / count,
-        }
+        return means(
+            [self.quantize(block, group, g) for group in block.groups if (g := group.grid)]
+        )
 
     def quantize(self, block: Block, group: LinearGroup, grid: WeightGrid) -> "Learned":
-        """Learn what is left to learn of one group and replace its linears."""
-        scale = bool(group.source) and not is_linear(block, group.source)
-        learned = self.learn(block, group, grid, scale)
-        if scale:
-            fold_scale(block, group, learned.scale)
+        """Learn the clipping of one group and replace its linears."""
+        learned = self.learn(block, group, grid, scale=False)
         weights = [block.weight(linear) for linear in group.linears]
         shares = learned.kept.split([len(weight) for weight in weights])
         for linear, weight, kept in zip(group.linears, weights, shares, strict=True):
@@ -108,6 +98,37 @@ class OmniQuant:
                 values.grad = summed(gradient, team)
             adam.step()
         return best
+
+
+@dataclass(frozen=True)
+class OmniScale:
+    """Learn the scales of every group that has a grid, together with its clipping, and fold them.
+
+    All on the float block: scales go into the rows of `v` and `up` too, and grids of activations
+    that are found later must see what then comes out of these.
+    """
+
+    search: OmniQuant = OmniQuant()
+
+    def __call__(self, block: Block, /) -> Stats:
+        """Stats as those of `OmniQuant`, for groups whose inputs are not yet rounded before."""
+        found = []
+        for group in block.groups:
+            if group.grid is not None and group.source:
+                learned = self.search.learn(block, group, group.grid, scale=True)
+                fold_scale(block, group, learned.scale)
+                found.append(learned)
+        return means(found)
+
+
+def means(found: Sequence["Learned"]) -> Stats:
+    """How many groups there were, and their mean errors; 0 if there were none."""
+    count = max(len(found), 1)
+    return {
+        "groups": len(found),
+        "rtn_error": sum(learned.rtn_error for learned in found) / count,
+        "error": sum(learned.error for learned in found) / count,
+    }
 
 
 @dataclass(frozen=True, eq=False)

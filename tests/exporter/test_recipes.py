@@ -22,8 +22,9 @@ from passes.calibrate.tmas import Tmas
 from passes.calibrate.uniform import Uniform
 from passes.numerics import WeightGrid
 from passes.transforms.awq import Awq
-from passes.transforms.omniquant import OmniQuant
+from passes.transforms.omniquant import OmniQuant, OmniScale
 from passes.transforms.quarot import RotateDown, RotateHeads, RotateQueriesKeys
+from passes.transforms.smooth import SmoothQuant
 from passes.weights.gptq import Gptq
 from passes.weights.lorc import Lorc
 from passes.weights.quantease import QuantEase
@@ -78,7 +79,7 @@ def test_a_method_is_a_choice_of_passes() -> None:
         "awq": (uniform, None, (Awq(), Rtn())),
         "quantease": (uniform, None, (QuantEase(damping=0.05),)),
         "lorc": (uniform, None, (Lorc(gptq, 5),)),
-        "omniquant": (uniform, None, (OmniQuant(),)),
+        "omniquant": (uniform, None, (SmoothQuant(), OmniScale(), OmniQuant())),
         "quarot": (uniform, None, (RotateHeads(), RotateDown(), RotateQueriesKeys(), gptq)),
     }
     for method in METHODS.keys() - {"smoothquant", "duquant"}:
@@ -86,6 +87,17 @@ def test_a_method_is_a_choice_of_passes() -> None:
         assert (recipe.draw, recipe.weigh, recipe.blocks) == expected[method]
         assert recipe.weights == WeightGrid(4, 32, clip=True)
         assert (recipe.rotation is not None) == (method == "quarot")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_grids_are_found_behind_all_that_scales_and_turns(method: str) -> None:
+    """Or they would be grids of other values than those that run."""
+    blocks = make_recipe(f"w4a4-{method}+tensor", SPEC, QuantOptions(), "fp32").blocks
+    order = [isinstance(step, (StaticScales, IaAq)) for step in blocks]
+    first = order.index(True)
+    assert order[first : first + 2] == [True, True]
+    assert not any(order[first + 2 :])
+    assert len(blocks) == first + 3  # behind the grids stands the solver alone
 
 
 def test_components_are_switched_on_one_by_one() -> None:

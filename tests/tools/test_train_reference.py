@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -14,6 +15,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.nn.functional import one_hot
 from typer.testing import CliRunner, Result
 
 from exporter.errors import UserError
@@ -41,6 +43,7 @@ from tools.reference_data import (
 )
 from tools.reference_masking import corrupt, places
 from tools.reference_network import Network, Shape
+from tools.reference_targets import targets
 from tools.reference_training import (
     Progress,
     Settings,
@@ -102,7 +105,8 @@ def test_untrained_network_guesses_uniformly() -> None:
     noisy, weight = masked(clean, WIDTH)
     noisy[:, -WIDTH:], weight[:, -WIDTH:] = MASK, 1.0
     with torch.no_grad():
-        loss = masked_loss(Network(TINY), WIDTH, clean, noisy, weight).item()
+        wanted = one_hot(clean, TINY.vocab).float()
+        loss = masked_loss(Network(TINY), WIDTH, wanted, noisy, weight).item()
     # Logits are normal with deviation s = 0.02 √width = 0.11, which adds s²/2 = 0.006 to ln V;
     # the eight places look nearly alike, so the mean may be off by one draw of s: three of it.
     assert abs(loss - math.log(TINY.vocab)) < 0.006 + 3 * 0.11
@@ -232,7 +236,8 @@ def test_decoding_fills_every_place_and_keeps_the_prompt_unread(steps: int, widt
 @given(seed=st.integers(0, 2**32))
 def test_problems_of_one_width_survive_encoding(seed: int) -> None:
     ids = character_ids("steps")
-    problems, width = Corpus(TASKS, (1.0,) * len(TASKS)).draw(random.Random(seed), 8)
+    problems, tasks = Corpus(TASKS, (1.0,) * len(TASKS)).draw(random.Random(seed), 8)
+    width = tasks[0].answer_width
     rows = encode(problems, width, ids)
     prompt_width = rows.shape[1] - width
     assert (prompt_width, width) in {one.widths for one in TASKS}
@@ -241,6 +246,32 @@ def test_problems_of_one_width_survive_encoding(seed: int) -> None:
         assert row[prompt_width + len(answer) :] == [EOS] * (width - len(answer))
         assert [ids[c] for c in prompt] == row[:prompt_width]
         assert not is_held_out(prompt)
+
+
+@given(seed=st.integers(0, 2**32))
+def test_targets_are_the_shares_of_the_answers_that_agree(seed: int) -> None:
+    ids, rng = character_ids("steps"), random.Random(seed)
+    tasks = [task(name) for name in ("split", "chain", "split")]
+    problems = [one.sample(rng) for one in tasks]
+    clean = encode(problems, WIDTH, ids)
+    hidden = torch.rand(3, WIDTH, generator=torch.Generator().manual_seed(seed)) < 0.6
+    noisy = clean.clone()
+    noisy[:, -WIDTH:][hidden] = MASK
+    wanted = targets(tasks, problems, clean, noisy, ids, 72)
+    assert torch.equal(wanted[1], one_hot(clean[1], 72).float())
+    for row in (0, 2):
+        total = int(problems[row][0].lstrip("_")[1:-1])
+        every = [f"{n:03}+{total - n:03}" for n in range(1000) if 0 <= total - n <= 999]
+        seen = "".join(
+            "." if h else re.escape(c)
+            for h, c in zip(hidden[row, :7], problems[row][1], strict=True)
+        )
+        agree = [answer for answer in every if re.fullmatch(seen, answer)]
+        for place in range(7):
+            counts = Counter(answer[place] for answer in agree)
+            shares = {c: wanted[row, place - WIDTH, ids[c]].item() for c in counts}
+            assert sum(shares.values()) == pytest.approx(1, rel=1e-6)  # ten roundings of 2^-24
+            assert shares == pytest.approx({c: n / len(agree) for c, n in counts.items()}, rel=1e-6)
 
 
 def test_over_many_batches_every_task_gets_its_weight() -> None:

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from passes.activations.attention import AttentionGrid
 from passes.activations.grid import ActivationGrid
+from passes.activations.ia_aq import IaAq
 from passes.base import Team
 from passes.numerics import QuantizedLinear, WeightGrid
-from passes.transforms.omniquant import OmniQuant, clipped, fake_clipped, passed_through
+from passes.transforms.omniquant import OmniQuant, OmniScale, clipped, fake_clipped, passed_through
 from passes.transforms.smooth import SmoothQuant
 from passes.weights.rtn import Rtn, round_to_nearest
 from tests.thread_team import run_as_team
@@ -50,6 +52,7 @@ def test_no_group_is_worse_than_its_start(
         learned = QUICK.learn(block, group, grid, scale=True)
         assert learned.error <= learned.rtn_error
         assert ((learned.kept > 0) & (learned.kept <= 1)).all()
+    OmniScale(QUICK)(block)
     stats = QUICK(block)
     assert stats["error"] < stats["rtn_error"]
     Rtn()(plain)
@@ -177,6 +180,33 @@ def test_it_starts_from_smoothed_inputs_too() -> None:
     plain = ToyBlock(activation=ActivationGrid(4))
     SmoothQuant()(block)
     assert QUICK(block)["rtn_error"] < QUICK(plain)["rtn_error"]
+
+
+@pytest.mark.parametrize("activation", [None, ActivationGrid(4)])
+def test_scales_are_learned_and_change_no_float_output(activation: ActivationGrid | None) -> None:
+    block = ToyBlock(activation=activation, kv_heads=2, biases=True)
+    plain = ToyBlock(activation=activation, kv_heads=2, biases=True)
+    stats = OmniScale(QUICK)(block)
+    assert stats["groups"] == 4
+    assert stats["error"] < stats["rtn_error"]
+    assert not block.replaced
+    assert not same(block.tensors, plain.tensors)
+    exact, scaled = (ToyBlock(kv_heads=2, biases=True) for _ in range(2))
+    scaled.tensors = block.tensors
+    expected = outputs_of(exact)
+    # every factor is scaled and scaled back, three roundings of 2^-24 of it, in sums of 48 products
+    # that four groups pass on
+    atol = 4 * 3 * 48 * 2**-24 * float(expected.abs().max())
+    torch.testing.assert_close(outputs_of(scaled), expected, rtol=0, atol=atol)
+
+
+def test_scales_are_found_before_the_grid_of_values() -> None:
+    """They divide the values: a grid that was found before would not fit them any more."""
+    block = ToyBlock(activation=ActivationGrid(4))
+    block.quantize_attention(AttentionGrid(v_bits=4))
+    IaAq("minmax")(block)
+    with pytest.raises(ValueError, match="values are on a grid already"):
+        OmniScale(QUICK)(block)
 
 
 def test_groups_that_stay_float_are_left_alone() -> None:
