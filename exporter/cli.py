@@ -14,6 +14,7 @@ from exporter.errors import UserError
 from exporter.evaluation.command import evaluate
 from exporter.quant_flags import takes_quantization
 from exporter.quant_options import QuantOptions
+from exporter.tuning.command import tune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,6 +30,7 @@ BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of 
 
 app.command("eval")(evaluate)
 app.command("ablate")(ablate)
+app.command("tune")(tune)
 
 
 @app.callback()

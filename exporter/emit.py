@@ -150,16 +150,14 @@ def describe_passes(
 def list_files(folder: Path) -> list[File]:
     """Every file below `folder` but the manifest and its seal, sorted by path."""
     found = [f for f in folder.rglob("*") if f.is_file() and f.name not in (MANIFEST, SEAL)]
-    names = sorted(f.relative_to(folder).as_posix() for f in found)
-    return [
-        File(
-            path=name,
-            role=_role(name),
-            bytes=(folder / name).stat().st_size,
-            sha256=sha256(folder / name),
-        )
-        for name in names
-    ]
+    names = sorted(file.relative_to(folder).as_posix() for file in found)
+    return [describe_file(folder, name) for name in names]
+
+
+def describe_file(folder: Path, name: str) -> File:
+    """The manifest's entry for one file of a bundle."""
+    file = folder / name
+    return File(path=name, role=_role(name), bytes=file.stat().st_size, sha256=sha256(file))
 
 
 def _role(path: str) -> Role:

@@ -114,6 +114,20 @@ class GateResult(Strict):
     largest_kl: float
 
 
+class Tuned(Strict):
+    """What `dqexport tune` found; `decode` of the manifest are the settings that it chose."""
+
+    tasks: str  # names of the task files
+    prompts: int  # that have an answer
+    accuracy: float
+    accuracy_before: float
+    interval: tuple[float, float]  # of the difference, 95 %, prompts compared pairwise
+    speedup: float  # of an answer decoded alone, on the machine that tuned
+    forwards: float  # a prompt
+    forwards_before: float
+    before: Decode  # what the bundle was built and gated with
+
+
 class File(Strict):
     path: str
     role: Role
@@ -134,4 +148,10 @@ class Manifest(Strict):
     calibration: Calibration | None
     passes: list[PassRecord]
     gate: GateResult | None
+    tuned: Tuned | None = None
     files: list[File]
+
+    @property
+    def gated(self) -> Decode:
+        """The decoding settings that the gate is about."""
+        return self.decode if self.tuned is None else self.tuned.before

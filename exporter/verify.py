@@ -60,7 +60,7 @@ def verify(bundle: Path, progress: Progress) -> Verdict:
     gate = None
     if not damaged and manifest.gate is not None:
         reference = Reference.load(bundle / GATE)
-        settings = comparable(Settings(**manifest.decode.model_dump()))
+        settings = comparable(Settings(**manifest.gated.model_dump()))
         limits = Limits(manifest.gate.largest_regret, manifest.gate.largest_kl)
         gate = measure(bundle, reference, settings, limits, progress)
     return Verdict(len(manifest.files) + 2, damaged, _unknown(bundle, known), gate)

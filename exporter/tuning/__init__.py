@@ -1,0 +1,1 @@
+"""`dqexport tune`: the fastest decoding settings whose accuracy stays within a budget."""
