@@ -14,7 +14,7 @@ import torch
 from exporter.errors import UserError
 from exporter.families import block_shapes
 from exporter.float_session import FloatModel
-from exporter.model import GROUPS
+from exporter.linear_groups import block_groups
 from exporter.planner import stored_bits
 from exporter.progress import Progress
 from exporter.quantize import make_batches, open_block, quantize
@@ -22,7 +22,7 @@ from exporter.recipes import Recipe
 from exporter.simulate import simulated
 from exporter.tensor_files import write_atomically
 from exporter.work import Work, to_json
-from passes.base import Team
+from passes.base import LinearGroup, Team
 from passes.calibrate.states import CalibrationSet
 from passes.weights.allocation import Item, by_sensitivity, within_accuracy, within_size
 from passes.weights.sensitivity import Sensitivity
@@ -50,7 +50,11 @@ def allocate(
         return recipe
     assert calibration is not None and recipe.weights is not None
     losses = _losses(model, digest, calibration, recipe, team, work, progress)
-    items = [_item(model, recipe, name, loss) for name, loss in losses.items()]
+    items = [
+        _item(model, recipe, index, group, losses[f"{index}/{group.name}"])
+        for index in range(model.spec.layers)
+        for group in block_groups(model.spec, index)
+    ]
 
     def measure(chosen: Sequence[str]) -> float:
         tried = replace(recipe, high=_places(chosen))
@@ -115,15 +119,14 @@ def _losses(
     return losses
 
 
-def _item(model: FloatModel, recipe: Recipe, name: str, loss: float) -> Item:
-    index, _, group = name.partition("/")
-    linears = next(g.linears for g in GROUPS if g.name == group)
-    shapes = block_shapes(model.spec)
+def _item(model: FloatModel, recipe: Recipe, index: int, group: LinearGroup, loss: float) -> Item:
+    name = f"{index}/{group.name}"
+    shapes = block_shapes(model.spec, index)
     wide = replace(recipe, high=_places([name]))
-    sizes = {x: shapes[x][0] * shapes[x][1] for x in linears}
+    sizes = {x: shapes[x][0] * shapes[x][1] for x in group.linears}
     count = sum(sizes.values())
     low, high = (
-        sum(sizes[x] * sum(stored_bits(r, f"{index}.{x}", shapes[x])) for x in linears) / count
+        sum(sizes[x] * sum(stored_bits(r, index, group, shapes[x])) for x in sizes) / count
         for r in (recipe, wide)
     )
     return Item(name, count, low, high, loss)

@@ -4,48 +4,74 @@ import onnx_ir as ir
 
 from exporter.families import Spec
 from exporter.graph_builder import FLOAT, Builder
+from exporter.kv_graph import keep
+from exporter.visibility_graph import Visibility
 from passes.activations.attention import FLOAT as FLOAT_BITS
 from passes.activations.attention import AttentionGrid
-from passes.activations.grid import LEAST_SCALE
 
 NEVER = {ir.DataType.FLOAT: -3.4028234663852886e38, ir.DataType.FLOAT16: -65504.0}
 
 
 def attention(
-    g: Builder, spec: Spec, index: int, q: ir.Value, k: ir.Value, v: ir.Value, visible: ir.Value
+    g: Builder, spec: Spec, index: int, q: ir.Value, k: ir.Value, v: ir.Value, sees: Visibility
 ) -> ir.Value:
-    """Attention (rows, S, H · K) of q (rows, S, H · K), k and v (rows, S, kv heads · K).
+    """Attention (rows, Q, H · K) of q (rows, Q, H · K), k and v (rows, Q, kv heads · K).
 
-    `visible` is bool (rows, 1, S, S).
+    In cached graphs over all keys and values that are kept, these among them.
     """
-    grid = g.blocks[index].attention
-    if grid is None or grid.is_float:
-        return g.op("Attention", q, k, v, visible, is_causal=0, q_num_heads=spec.heads,
+    grid = g.blocks[index].attention or AttentionGrid()
+    if sees.write is None and grid.is_float:
+        return g.op("Attention", q, k, v, sees.visible, is_causal=0, q_num_heads=spec.heads,
                     kv_num_heads=spec.kv_heads)  # fmt: skip
-    shared = spec.heads // spec.kv_heads  # query heads that read one key head
-    q = _heads(g, spec, shared, q)
-    k, v = _heads(g, spec, 1, k), _heads(g, spec, 1, v)
+    q = _split(g, spec, spec.heads, q)
+    k, v = _split(g, spec, spec.kv_heads, k), _split(g, spec, spec.kv_heads, v)
+    if sees.write is not None:
+        k = keep(g, spec, f"k_{index}", k, sees.write)
+        v = keep(g, spec, f"v_{index}", v, sees.write)
+    if grid.is_float:
+        out = g.op("Attention", q, k, v, sees.visible, is_causal=0)
+    else:
+        out = _rounded_attention(g, spec, index, grid, q, k, v, sees)
+    return g.op("Reshape", g.op("Transpose", out, perm=[0, 2, 1, 3]), g.ints([0, 0, -1]))
+
+
+def _split(g: Builder, spec: Spec, heads: int, x: ir.Value) -> ir.Value:
+    """x (rows, Q, heads · K) as (rows, heads, Q, K)."""
+    parts = g.op("Reshape", x, g.ints([0, 0, heads, spec.head_dim]))
+    return g.op("Transpose", parts, perm=[0, 2, 1, 3])
+
+
+def _rounded_attention(
+    g: Builder,
+    spec: Spec,
+    index: int,
+    grid: AttentionGrid,
+    q: ir.Value,
+    k: ir.Value,
+    v: ir.Value,
+    sees: Visibility,
+) -> ir.Value:
+    """Attention (rows, H, Q, K) of q (rows, H, Q, K) over k and v (rows, kv heads, S, K) on a grid.
+
+    In between query heads that read one key head stand on an axis of their own.
+    """
+    shared = spec.heads // spec.kv_heads
+    q = g.op("Reshape", q, g.ints([0, spec.kv_heads, shared, -1, spec.head_dim]))
+    k, v = g.op("Unsqueeze", k, g.ints([2])), g.op("Unsqueeze", v, g.ints([2]))
     if grid.rotation is not None:
         turn = g.weight(f"{index}.rotation")
         q, k = g.op("MatMul", q, turn), g.op("MatMul", k, turn)
     if grid.k_bits != FLOAT_BITS:
-        k = g.op("Sub", k, _mean_key(g, k, visible)) if grid.key_mean else k
+        k = g.op("Sub", k, _mean_key(g, k, sees.common)) if grid.key_mean else k
     q, k = _round_tokens(g, q, grid.q_bits), _round_tokens(g, k, grid.k_bits)
-    p = _round_probabilities(g, grid, _probabilities(g, spec, q, k, visible))
+    p = _round_probabilities(g, grid, _probabilities(g, spec, q, k, sees.visible))
     out = g.op("MatMul", p, _round_values(g, grid, index, v))
-    return g.op("Reshape", g.op("Transpose", out, perm=[0, 3, 1, 2, 4]), g.ints([0, 0, -1]))
+    return g.op("Reshape", out, g.ints([0, spec.heads, -1, spec.head_dim]))
 
 
-def _heads(g: Builder, spec: Spec, shared: int, x: ir.Value) -> ir.Value:
-    """x (rows, S, heads · K) as (rows, kv heads, shared, S, K)."""
-    parts = g.op("Reshape", x, g.ints([0, 0, spec.kv_heads, shared, spec.head_dim]))
-    return g.op("Transpose", parts, perm=[0, 2, 3, 1, 4])
-
-
-def _mean_key(g: Builder, k: ir.Value, visible: ir.Value) -> ir.Value:
-    """The mean (rows, kv heads, 1, 1, K) of the keys that the last query sees."""
-    last = g.op("Slice", visible, g.ints([-1]), g.ints([2**62]), g.ints([2]))  # (rows, 1, 1, S)
-    shown = g.op("Unsqueeze", g.cast(last, g.compute), g.ints([4]))  # (rows, 1, 1, S, 1)
+def _mean_key(g: Builder, k: ir.Value, common: ir.Value) -> ir.Value:
+    """The mean (rows, kv heads, 1, 1, K) of the keys that all queries see; `common` (rows, S)."""
+    shown = g.op("Unsqueeze", g.cast(common, g.compute), g.ints([1, 2, 4]))  # (rows, 1, 1, S, 1)
     share = g.op("Div", shown, g.op("ReduceSum", shown, g.ints([3]), keepdims=1))
     # shares first: the sum of the keys themselves may be more than fp16 holds
     return g.op("ReduceSum", g.op("Mul", k, share), g.ints([3]), keepdims=1)
@@ -56,13 +82,8 @@ def _round_tokens(g: Builder, x: ir.Value, bits: int) -> ir.Value:
     if bits == FLOAT_BITS:
         return x
     top = 2 ** (bits - 1) - 1
-    scale = _row_scale(g, g.op("Abs", x), top)
+    scale = g.row_scale(g.op("Abs", x), top)
     return g.op("Mul", g.op("Round", g.op("Div", x, scale)), scale)
-
-
-def _row_scale(g: Builder, x: ir.Value, top: int) -> ir.Value:
-    largest = g.op("ReduceMax", x, g.ints([-1]), keepdims=1)
-    return g.op("Max", g.op("Mul", largest, g.number(1 / top)), g.number(LEAST_SCALE))
 
 
 def _probabilities(g: Builder, spec: Spec, q: ir.Value, k: ir.Value, visible: ir.Value) -> ir.Value:
@@ -82,7 +103,7 @@ def _round_probabilities(g: Builder, grid: AttentionGrid, p: ir.Value) -> ir.Val
     if grid.p_scale == "static":
         codes = g.op("Round", g.op("Mul", p, g.number(float(top))))
         return g.op("Mul", codes, g.number(1 / top))
-    scale = _row_scale(g, p, top)
+    scale = g.row_scale(p, top)
     return g.op("Mul", g.op("Round", g.op("Div", p, scale)), scale)
 
 

@@ -21,7 +21,7 @@ from exporter.gate import measure
 from exporter.graph_kind import graph_kinds
 from exporter.manifest import GateResult, Manifest
 from exporter.memory import return_large_blocks
-from exporter.planner import check_fits, estimate
+from exporter.planner import cache_bytes, check_fits, estimate
 from exporter.preflight import check_lengths, check_output, load_target
 from exporter.progress import Progress
 from exporter.prompts import read_prompts, used_vocabulary
@@ -110,6 +110,7 @@ def build(
         reference.save(draft / emit.GATE)
         manifest = emit.describe(
             described, recipe, target, settings, options.accuracy_level, kinds,
+            cache_bytes(spec, recipe),
             emit.describe_calibration(made.calibration, prompts, rollout),
             emit.describe_passes(made.calibration, made.quantized, made.recipe),
         )  # fmt: skip

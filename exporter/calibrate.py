@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from exporter.decoding import for_answer, most_calls
+from exporter.decoding import for_answer, most_calls, with_room
 from exporter.float_session import ROWS_AT_ONCE, TOKENS_AT_ONCE, FloatModel, FloatSession
 from exporter.progress import Progress, Step
 from exporter.prompts import Prompts
@@ -19,6 +19,7 @@ from exporter.recipes import Recipe
 from exporter.reductions import SUPPRESSED
 from exporter.runtime.bundle import ModelFacts
 from exporter.runtime.loop import decode
+from exporter.runtime.session import Bools
 from exporter.runtime.settings import Settings
 from exporter.runtime.task import make_canvas
 from exporter.tensor_files import read_header, write_atomically, write_tensors
@@ -75,7 +76,8 @@ def roll_out(
     session = FloatSession(model, facts.vocab_size)
     pool: list[State] = []
     mine = _lockstep(prompts)[team.rank :: team.size]
-    plans = [for_answer(settings, prompts.lengths[batch[0]]) for batch in mine]
+    causal = facts.attention == "block-causal"
+    plans = [for_answer(settings, prompts.lengths[batch[0]], causal) for batch in mine]
     with progress.stage("roll out", sum(map(most_calls, plans))) as step:
         for batch, plan in zip(mine, plans, strict=True):
             rows = [list(prompts.calibration[i]) for i in batch]
@@ -109,27 +111,32 @@ def _trajectory(
     `done` is called after each model call.
     """
     canvas, prompt_length, key_mask = make_canvas(prompts, settings.gen_length, facts)
+    settings = with_room(settings, session.model.spec, *canvas.shape)
     surety = np.ones(canvas.shape, np.float32)  # probability at commit time; 1 for the prompt
     forwards = [0] * len(numbers)  # of each row: one that waits for another in lockstep takes none
     block = 0
     for step in decode(session, facts, settings, canvas, prompt_length, key_mask):
-        is_mask, block = step.canvas_before == facts.mask_id, step.block
+        block = step.block
+        written = step.commits + [(row, position, new) for row, position, _, new in step.edits]
         for row, number in enumerate(numbers):
-            if not any(commit[0] == row for commit in step.commits):
+            position = next((position for r, position, _ in written if r == row), None)
+            if position is None:
                 continue  # this row waits or has ended
+            valid, answer = _seen(facts, key_mask[row], prompt_length, position)
+            is_mask = valid & (step.canvas_before[row] == facts.mask_id)
             yield State(
                 ids=torch.from_numpy(step.canvas_before[row].copy()),
-                is_mask=torch.from_numpy(is_mask[row].copy()),
-                valid=torch.from_numpy(key_mask[row].copy()),
+                is_mask=torch.from_numpy(is_mask),
+                valid=torch.from_numpy(valid),
                 prompt=number,
                 block=step.block,
                 step=forwards[row],
-                mask_ratio=float(is_mask[row, prompt_length:].mean()),
+                mask_ratio=float(is_mask[answer].mean()),
                 commit_score=torch.from_numpy(surety[row].copy()),
             )
             forwards[row] += 1
-        places = np.searchsorted(step.window, [position for _, position, _ in step.commits])
-        for (row, position, _), place in zip(step.commits, places, strict=True):
+        places = np.searchsorted(step.window, [position for _, position, _ in written])
+        for (row, position, _), place in zip(written, places, strict=True):
             surety[row, position] = 1 / (1 + step.reductions["rest"][row, place])
         done()
     for row, number in enumerate(numbers):
@@ -144,6 +151,22 @@ def _trajectory(
             commit_score=torch.from_numpy(surety[row].copy()),
             finished=True,
         )
+
+
+def _seen(
+    facts: ModelFacts, key_mask: Bools, prompt_length: int, position: int
+) -> tuple[Bools, slice]:
+    """What a model sees (S,) while it fills `position`, and the answer that mask ratios are about.
+
+    A block-causal model sees nothing behind the block, which is all of the answer that it fills.
+    """
+    if facts.attention != "block-causal" or facts.block_length is None:
+        return key_mask.copy(), slice(prompt_length, None)
+    first, size = int(key_mask.argmax()), facts.block_length
+    start = first + (position - first) // size * size
+    valid = key_mask & (np.arange(len(key_mask)) < start + size)
+    behind = max(start, prompt_length)
+    return valid, slice(behind if behind < start + size else start, start + size)
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ class Checkpoint:
 
     def block(self, index: int, device: str = "cpu") -> dict[str, torch.Tensor]:
         """All tensors of one block in fp32, by our names."""
-        return {name: self.tensor(name, index, device) for name in block_shapes(self.spec)}
+        return {name: self.tensor(name, index, device) for name in block_shapes(self.spec, index)}
 
     @property
     def files(self) -> list[Path]:
@@ -91,17 +91,21 @@ def _key(name: str, block: int | None) -> str:
 
 
 def open_checkpoint(
-    folder: Path, mask_id: int | None = None, eot_id: int | None = None
+    folder: Path,
+    mask_id: int | None = None,
+    eot_id: int | None = None,
+    block_length: int | None = None,
 ) -> Checkpoint:
     """Open `folder`, checking configuration, names and shapes, but no weight values.
 
-    `mask_id`, `eot_id` fill in what some upstream configurations do not carry. Raises UserError.
+    `mask_id`, `eot_id` fill in what some upstream configurations do not carry; `block_length` is
+    that of the mask of block-causal attention, where it is to be another. Raises UserError.
     """
     if not folder.is_dir():
         raise UserError(
             f"No checkpoint folder `{folder}`", "Give the folder that holds config.json"
         )
-    family, spec = read_configuration(folder, mask_id, eot_id)
+    family, spec = read_configuration(folder, mask_id, eot_id, block_length)
     found = _find_tensors(folder)
     return Checkpoint(folder, family, spec, _match(folder, family, spec, found))
 
@@ -142,27 +146,37 @@ def _find_tensors(folder: Path) -> dict[str, Entry]:
 
 
 def _match(folder: Path, family: Family, spec: Spec, found: dict[str, Entry]) -> dict[str, Entry]:
-    entries: dict[str, Entry] = {}
-    for key, shape in model_shapes(spec).items():
+    shapes = model_shapes(spec)
+    sharing: dict[str, list[str]] = {}  # upstream name -> ours
+    for key in shapes:
         block, _, name = key.rpartition(".")
-        upstream = family.tensors[name].format(i=block)
-        entry = found.get(upstream)
-        if entry is None:
-            raise UserError(
-                f"`{folder}` lacks the tensor `{upstream}`",
-                "The checkpoint is incomplete, or its config.json is of another model",
-            )
-        if entry.shape != shape:
-            raise UserError(
-                f"`{upstream}` has shape {list(entry.shape)}, config.json asks for {list(shape)}",
-                "Check that config.json and weights are of the same model",
-            )
-        if entry.dtype not in FLOATS:
-            raise UserError(
-                f"`{upstream}` is stored as {entry.dtype}, not as a float",
-                "Use the float checkpoint, not a quantized one",
-            )
-        entries[key] = entry
+        sharing.setdefault(family.upstream_name(block, name), []).append(key)
+    entries: dict[str, Entry] = {}
+    for upstream, keys in sharing.items():
+        rows = sum(shapes[key][0] for key in keys)
+        entry = _checked(folder, upstream, (rows, *shapes[keys[0]][1:]), found)
+        for key in keys:
+            entries[key], entry = entry.split(shapes[key][0])
     if spec.tied:
         entries["head"] = entries["embed"]
     return entries
+
+
+def _checked(folder: Path, upstream: str, shape: tuple[int, ...], found: dict[str, Entry]) -> Entry:
+    entry = found.get(upstream)
+    if entry is None:
+        raise UserError(
+            f"`{folder}` lacks the tensor `{upstream}`",
+            "The checkpoint is incomplete, or its config.json is of another model",
+        )
+    if entry.shape != shape:
+        raise UserError(
+            f"`{upstream}` has shape {list(entry.shape)}, config.json asks for {list(shape)}",
+            "Check that config.json and weights are of the same model",
+        )
+    if entry.dtype not in FLOATS:
+        raise UserError(
+            f"`{upstream}` is stored as {entry.dtype}, not as a float",
+            "Use the float checkpoint, not a quantized one",
+        )
+    return entry

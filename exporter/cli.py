@@ -114,12 +114,27 @@ def build(
 )
 def run(context: typer.Context, bundle: BundleFolder) -> None:
     """Decode with a bundle: the same options as its decode.py, see `dqexport run BUNDLE --help`."""
-    if str(bundle) in context.help_option_names:  # those behind BUNDLE are for the loop
+    _decode(context, bundle, [])
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def chat(context: typer.Context, bundle: BundleFolder) -> None:
+    """Talk with a bundle; options are those of `run`, see `dqexport chat BUNDLE --help`."""
+    _decode(context, bundle, ["--chat"])
+
+
+def _decode(context: typer.Context, bundle: Path, first: list[str]) -> None:
+    """Hand over to the loop, whose options stand behind BUNDLE."""
+    if str(bundle) in context.help_option_names:
         print(context.get_help())
         return
     from exporter.runtime.command import main as decode
 
-    raise typer.Exit(decode(bundle, context.args, f"dqexport run {bundle}"))
+    prog = f"dqexport {context.info_name} {bundle}"
+    raise typer.Exit(decode(bundle, [*first, *context.args], prog))
 
 
 @app.command()
@@ -211,7 +226,9 @@ def main() -> None:
         raise SystemExit(1) from None
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
-            _report("Interrupted", "A build goes on where it was: run the same command again")
+            decodes = bool({"run", "chat"} & set(sys.argv[1:3]))
+            hint = "" if decodes else "A build goes on where it was: run the same command again"
+            _report("Interrupted", hint)
         raise
 
 

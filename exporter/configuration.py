@@ -1,26 +1,32 @@
 """config.json of a checkpoint: which family it is, and all that there is to know of the model."""
 
 import json
-from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from exporter.configuration_experts import positive, read_experts
 from exporter.errors import UserError
-from exporter.families import FAMILIES, Family, Spec
+from exporter.families import Family, Spec
+from exporter.family_table import FAMILIES
 from exporter.tokenizer import added_tokens
 
 
 def read_configuration(
-    folder: Path, mask_id: int | None, eot_id: int | None
+    folder: Path, mask_id: int | None, eot_id: int | None, block_length: int | None = None
 ) -> tuple[Family, Spec]:
-    """Family and facts of the model in `folder`; the ids fill in what config.json does not carry.
+    """Family and facts of the model in `folder`; the others fill in what config.json does not say.
+
+    `block_length`, that of the mask of block-causal attention, is for models trained with several.
 
     Raises UserError for an unknown family, settings that are not implemented, missing or impossible
     numbers.
     """
     config = read_json(folder / "config.json")
     family = _family(folder, config)
+    if block_length is not None:
+        family = _in_blocks(folder, family)
+        config = {**config, family.keys.get("block_length", "block_length"): block_length}
     return family, _spec(folder, family, config, mask_id, eot_id)
 
 
@@ -45,26 +51,35 @@ def _family(folder: Path, config: dict[str, Any]) -> Family:
     kind, names = config.get("model_type"), config.get("architectures") or []
     known = ", ".join(f"`{f.model_type}` ({'/'.join(f.architectures)})" for f in FAMILIES)
     for family in FAMILIES:
-        if family.model_type == kind and (not names or set(names) & set(family.architectures)):
+        kinds = (family.model_type, *family.also)
+        if kind in kinds and (not names or set(names) & set(family.architectures)):
             return family
     raise UserError(
         f"`{folder}` holds model_type `{kind}` with architectures {names}, which is not known",
-        f"Known: {known}. A family is a row of exporter/families.py",
+        f"Known: {known}. A family is a row of exporter/family_table.py",
     )
+
+
+def _in_blocks(folder: Path, family: Family) -> Family:
+    """The family with block-causal attention. Raises UserError where it has none."""
+    if family.either:
+        return replace(family, attention="block-causal", positions="skip-padding")
+    if family.attention != "block-causal":
+        raise UserError(
+            f"A block length of the mask for `{folder}`, whose attention is full",
+            "Leave it out: blocks of decoding are another matter",
+        )
+    return family
 
 
 def _spec(
     folder: Path, family: Family, config: dict[str, Any], mask_id: int | None, eot_id: int | None
 ) -> Spec:
-    for key, allowed in family.required.items():
-        if key in config and config[key] not in allowed:
-            raise UserError(
-                f"`{folder}/config.json` sets {key} = {config[key]!r}, which is not implemented",
-                f"Implemented: {key} in {list(allowed)}",
-            )
+    _check_supported(folder, family, config)
     facts: dict[str, Any] = {name: config.get(key) for name, key in family.keys.items()}
     facts["kv_heads"] = facts.get("kv_heads") or facts["heads"]
     facts["vocab_size"] = facts["vocab_size"] or config.get("vocab_size")
+    facts.setdefault("rotary_share", 1.0)
     missing = [family.keys[n] for n in family.keys if facts[n] is None and n not in _OPTIONAL]
     if missing:
         raise UserError(f"`{folder}/config.json` lacks {missing}", "Use the upstream config.json")
@@ -73,7 +88,12 @@ def _spec(
     facts["tied"] = bool(facts["tied"])
     numbers = {f.name: f.type for f in fields(Spec) if f.name in facts and f.type in (int, float)}
     for name, kind in numbers.items():
-        facts[name] = _positive(folder, family.keys.get(name, name), facts[name], kind)
+        facts[name] = positive(folder, family.keys.get(name, name), facts[name], kind)
+    if family.attention == "block-causal":
+        key = family.keys.get("block_length", "block_length")
+        length = config.get(key)
+        length = family.block_length if length is None else length
+        facts["block_length"] = positive(folder, key, length, int)
     if facts["heads"] % facts["kv_heads"]:
         raise UserError(
             f"{facts['heads']} query heads do not divide into {facts['kv_heads']} key heads",
@@ -86,29 +106,25 @@ def _spec(
         qkv_bias=bool(config.get(bias)) if isinstance(bias, str) else bias,
         qk_norm=family.qk_norm,
         attention=family.attention,
-        block_length=None,
         shift=family.shift,
         corruption=family.corruption,
         block_seed=family.block_seed,
         positions=family.positions,
-        **facts,
-        **ids,
+        experts=read_experts(folder, family.experts, config, facts["layers"]),
+        **{"block_length": None, **facts, **ids},
     )
 
 
-def _positive(folder: Path, key: str, value: Any, kind: type) -> Any:
-    """`value` as int or float; UserError where it is not a positive number."""
-    with suppress(TypeError, ValueError, OverflowError):
-        value = kind(value)
-        if value > 0:
-            return value
-    raise UserError(
-        f"`{folder}/config.json` has {key} = {value!r}, not a positive number",
-        "Use the upstream config.json",
-    )
+def _check_supported(folder: Path, family: Family, config: dict[str, Any]) -> None:
+    for key, allowed in family.required.items():
+        if key in config and config[key] not in allowed:
+            raise UserError(
+                f"`{folder}/config.json` sets {key} = {config[key]!r}, which is not implemented",
+                f"Implemented: {key} in {list(allowed)}",
+            )
 
 
-_OPTIONAL = {"head_dim", "tied"}
+_OPTIONAL = {"head_dim", "tied", "block_length"}
 
 
 def _special_ids(
@@ -121,6 +137,7 @@ def _special_ids(
 ) -> dict[str, Any]:
     """Mask, eos, eot, pad and bos id, from the options, the configuration and the tokenizer."""
     mask = config.get("mask_token_id") if mask_id is None else mask_id
+    mask = _mask_token(folder) if mask is None else mask
     if mask is None:
         raise UserError(
             f"`{folder}/config.json` carries no mask_token_id", "Give it with --mask-id ID"
@@ -145,3 +162,11 @@ def _special_ids(
                 f"Check `{folder}/config.json`, --mask-id and --eot-id",
             )
     return ids
+
+
+def _mask_token(folder: Path) -> int | None:
+    """The id of what tokenizer_config.json calls the mask token."""
+    file = folder / "tokenizer_config.json"
+    token = read_json(file).get("mask_token") if file.is_file() else None
+    content = token.get("content") if isinstance(token, dict) else token
+    return added_tokens(folder).get(content) if isinstance(content, str) else None

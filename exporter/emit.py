@@ -74,6 +74,7 @@ def describe(
     settings: Settings,
     accuracy_level: int,
     kinds: Sequence[GraphKind],
+    cache_bytes: int,
     calibration: Calibration | None,
     passes: list[PassRecord],
 ) -> Manifest:
@@ -84,6 +85,7 @@ def describe(
             path=f"{GRAPHS}/{kind.name}.onnx",
             guided=kind.guided,
             outputs=kind.outputs,
+            cached=kind.cached,
         )
         for kind in kinds
     ]
@@ -99,6 +101,7 @@ def describe(
         decode=Decode(**asdict(settings)),
         runtime=runtime,
         graphs=graphs,
+        cache_bytes=cache_bytes,
         calibration=calibration,
         passes=passes,
         gate=None,

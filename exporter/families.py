@@ -1,7 +1,7 @@
-"""The table of model families: where upstream keeps each number and tensor, and the four axes.
+"""What is known of a model (`Spec`), and what a row of the table of families says.
 
-A family is a row of data. What is computed from it stands in `model.py` and `lower.py`, which ask
-for the properties below and never for a family's name.
+What is computed from it stands in `model.py` and `graph.py`, which ask for the properties below and
+never for a family's name. The rows are in `family_table.py`.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,23 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Json = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Experts:
+    """How the MLP of some blocks is divided into experts, and how a token finds its own."""
+
+    blocks: tuple[bool, ...]  # which blocks have experts; the others are dense
+    count: int
+    per_token: int
+    width: int  # of the MLP of one expert
+    shared_width: int  # of the expert that all tokens go through; 0: none
+    score: Literal["softmax", "sigmoid"]  # of the router's logits, over all experts
+    selection_bias: bool  # an expert has a bias, in the selection alone
+    groups: int  # experts are chosen within the best of so many groups; 1: among all
+    top_groups: int  # that many; a group is as good as its two best experts together
+    renormalize: bool  # the scores of the chosen experts are divided by their sum
+    scale: float  # what routed outputs are multiplied by
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,7 @@ class Spec:
     qkv_bias: bool
     qk_norm: bool  # RMSNorm per head on queries and keys, before the rotary embedding
     tied: bool  # the head is the embedding
+    rotary_share: float  # of the channels of a head; the rotary embedding turns the first of them
     attention: Literal["full", "block-causal"]
     block_length: int | None  # of a block-causal mask, in tokens
     shift: bool  # row i of the logits predicts position i + 1
@@ -40,6 +58,16 @@ class Spec:
     eot_id: int | None
     pad_id: int
     bos_id: int | None
+    experts: Experts | None = None
+
+    @property
+    def rotary_dim(self) -> int:
+        """Channels of a head that the rotary embedding turns."""
+        return int(self.head_dim * self.rotary_share)
+
+    def has_experts(self, block: int) -> bool:
+        """Whether a router leads the tokens of a block to experts."""
+        return self.experts is not None and self.experts.blocks[block]
 
     @property
     def special_ids(self) -> list[int]:
@@ -47,8 +75,8 @@ class Spec:
         return [i for i in (self.eos_id, self.eot_id) if i is not None]
 
 
-def block_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
-    """Our names and shapes of one block's tensors; linears are (out, in)."""
+def block_shapes(spec: Spec, index: int) -> dict[str, tuple[int, ...]]:
+    """Our names and shapes of the tensors of block `index`; linears are (out, in)."""
     d, q, kv = spec.width, spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     shapes: dict[str, tuple[int, ...]] = {
         "attn_norm": (d,),
@@ -57,15 +85,31 @@ def block_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
         "v": (kv, d),
         "o": (d, q),
         "mlp_norm": (d,),
-        "gate": (spec.mlp_width, d),
-        "up": (spec.mlp_width, d),
-        "down": (d, spec.mlp_width),
     }
     if spec.qkv_bias:
         shapes |= {"q_bias": (q,), "k_bias": (kv,), "v_bias": (kv,)}
     if spec.qk_norm:
         shapes |= {"q_norm": (spec.head_dim,), "k_norm": (spec.head_dim,)}
+    experts = spec.experts
+    if experts is None or not experts.blocks[index]:
+        return shapes | _mlp_shapes("{}", d, spec.mlp_width)
+    shapes["router"] = (experts.count, d)
+    if experts.selection_bias:
+        shapes["expert_bias"] = (experts.count,)
+    if experts.shared_width:
+        shapes |= _mlp_shapes("shared_{}", d, experts.shared_width)
+    for number in range(experts.count):
+        shapes |= _mlp_shapes(f"{{}}_{number}", d, experts.width)
     return shapes
+
+
+def _mlp_shapes(name: str, d: int, width: int) -> dict[str, tuple[int, ...]]:
+    """A gated MLP whose linears are called by the pattern `name`."""
+    return {
+        name.format("gate"): (width, d),
+        name.format("up"): (width, d),
+        name.format("down"): (d, width),
+    }
 
 
 def model_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
@@ -73,24 +117,47 @@ def model_shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     outer = {"embed": (spec.vocab_size, spec.width), "final_norm": (spec.width,)}
     if not spec.tied:
         outer["head"] = (spec.vocab_size, spec.width)
-    inner = block_shapes(spec)
-    blocks = {f"{i}.{name}": shape for i in range(spec.layers) for name, shape in inner.items()}
+    blocks = {
+        f"{i}.{name}": shape
+        for i in range(spec.layers)
+        for name, shape in block_shapes(spec, i).items()
+    }
     return {**outer, **blocks}
 
 
 @dataclass(frozen=True)
+class Router:
+    """What a row of the table says about experts. `keys` maps a field of `Experts` to its key."""
+
+    keys: Mapping[str, str]
+    score: Literal["softmax", "sigmoid"]
+    dense: str  # upstream key that tells which blocks are dense
+    dense_is: Literal["count", "flags", "places"]  # the first n; 0 or 1 for each block; a list
+    renormalize: bool | str  # or the upstream key that tells
+    selection_bias: bool = False
+    shared: str | None = None  # upstream key: how many experts all tokens go through
+
+
+@dataclass(frozen=True)
 class Family:
-    """One row of the table. `keys` maps a field of `Spec` to the upstream configuration key."""
+    """One row of the table. `keys` maps a field of `Spec` to the upstream configuration key.
+
+    `tensors` maps our name to the upstream one, with `{i}` for the block and `{e}` for the expert.
+    Where names share an upstream tensor, it holds their rows in the order of `block_shapes`.
+    """
 
     name: str
     model_type: str
     architectures: tuple[str, ...]
     keys: Mapping[str, str]
-    tensors: Mapping[str, str]  # our name -> upstream name, `{i}` is the block
+    tensors: Mapping[str, str]
     required: Mapping[
         str, tuple[object, ...]
     ]  # upstream key -> values that we compute; absent is fine
+    also: tuple[str, ...] = ()  # other model types that its architectures go by
     attention: Literal["full", "block-causal"] = "full"
+    either: bool = False  # full, and block-causal where a block length is given
+    block_length: int | None = None  # where the configuration does not tell, with block-causal
     shift: bool = False
     corruption: Literal["absorbing", "uniform"] = "absorbing"
     block_seed: Literal["mask", "token"] = "mask"
@@ -100,108 +167,11 @@ class Family:
     eot_token: str | None = None  # text of the end-of-turn token in the tokenizer
     sampler: str = "low-confidence"  # what the upstream loop decodes with by default
     decode: Mapping[str, object] = field(default_factory=dict)  # other upstream decoding defaults
+    experts: Router | None = None
 
-
-_HF_KEYS = {
-    "layers": "num_hidden_layers",
-    "width": "hidden_size",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "mlp_width": "intermediate_size",
-    "vocab_size": "vocab_size",
-    "max_length": "max_position_embeddings",
-    "norm_eps": "rms_norm_eps",
-    "rope_theta": "rope_theta",
-    "tied": "tie_word_embeddings",
-}
-
-_HF_TENSORS = {
-    "embed": "model.embed_tokens.weight",
-    "final_norm": "model.norm.weight",
-    "head": "lm_head.weight",
-    "attn_norm": "model.layers.{i}.input_layernorm.weight",
-    "q": "model.layers.{i}.self_attn.q_proj.weight",
-    "k": "model.layers.{i}.self_attn.k_proj.weight",
-    "v": "model.layers.{i}.self_attn.v_proj.weight",
-    "o": "model.layers.{i}.self_attn.o_proj.weight",
-    "q_bias": "model.layers.{i}.self_attn.q_proj.bias",
-    "k_bias": "model.layers.{i}.self_attn.k_proj.bias",
-    "v_bias": "model.layers.{i}.self_attn.v_proj.bias",
-    "q_norm": "model.layers.{i}.self_attn.q_norm.weight",
-    "k_norm": "model.layers.{i}.self_attn.k_norm.weight",
-    "mlp_norm": "model.layers.{i}.post_attention_layernorm.weight",
-    "gate": "model.layers.{i}.mlp.gate_proj.weight",
-    "up": "model.layers.{i}.mlp.up_proj.weight",
-    "down": "model.layers.{i}.mlp.down_proj.weight",
-}
-
-LLADA = Family(
-    name="llada",
-    model_type="llada",
-    architectures=("LLaDAModelLM",),
-    keys={
-        "layers": "n_layers",
-        "width": "d_model",
-        "heads": "n_heads",
-        "kv_heads": "n_kv_heads",
-        "mlp_width": "mlp_hidden_size",
-        "vocab_size": "embedding_size",
-        "max_length": "max_sequence_length",
-        "norm_eps": "rms_norm_eps",
-        "rope_theta": "rope_theta",
-        "tied": "weight_tying",
-    },
-    tensors={
-        "embed": "model.transformer.wte.weight",
-        "final_norm": "model.transformer.ln_f.weight",
-        "head": "model.transformer.ff_out.weight",
-        "attn_norm": "model.transformer.blocks.{i}.attn_norm.weight",
-        "q": "model.transformer.blocks.{i}.q_proj.weight",
-        "k": "model.transformer.blocks.{i}.k_proj.weight",
-        "v": "model.transformer.blocks.{i}.v_proj.weight",
-        "o": "model.transformer.blocks.{i}.attn_out.weight",
-        "q_bias": "model.transformer.blocks.{i}.q_proj.bias",
-        "k_bias": "model.transformer.blocks.{i}.k_proj.bias",
-        "v_bias": "model.transformer.blocks.{i}.v_proj.bias",
-        "mlp_norm": "model.transformer.blocks.{i}.ff_norm.weight",
-        "gate": "model.transformer.blocks.{i}.ff_proj.weight",
-        "up": "model.transformer.blocks.{i}.up_proj.weight",
-        "down": "model.transformer.blocks.{i}.ff_out.weight",
-    },
-    required={
-        "alibi": (False,),
-        "rope": (True,),
-        "layer_norm_type": ("rms",),
-        "block_type": ("llama",),
-        "activation_type": ("silu",),
-        "include_bias": (False,),
-        "bias_for_layer_norm": (False, None),
-        "attention_layer_norm": (False,),
-        "input_emb_norm": (False,),
-        "scale_logits": (False,),
-        "multi_query_attention": (False, None),
-    },
-    qkv_bias="include_qkv_bias",
-    eot_token="<|eot_id|>",
-)
-
-DREAM = Family(
-    name="dream",
-    model_type="Dream",
-    architectures=("DreamModel",),
-    keys=_HF_KEYS,
-    tensors=_HF_TENSORS,
-    required={
-        "hidden_act": ("silu",),
-        "use_sliding_window": (False, None),
-        "rope_scaling": (None,),
-    },
-    shift=True,
-    positions="skip-padding",
-    qkv_bias=True,
-    eot_token="<|im_end|>",
-    sampler="entropy",
-)
-
-FAMILIES = (LLADA, DREAM)
+    def upstream_name(self, block: str, name: str) -> str:
+        """What upstream calls our tensor `name` of a block ("": of none)."""
+        base, _, number = name.rpartition("_")
+        if not number.isdigit():
+            return self.tensors[name].format(i=block)
+        return self.tensors[f"{base}_{{e}}"].format(i=block, e=number)

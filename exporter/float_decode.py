@@ -6,12 +6,12 @@ import numpy as np
 import numpy.typing as npt
 
 from exporter.agreement import log_probabilities
-from exporter.decoding import most_calls
+from exporter.decoding import most_calls, with_room
 from exporter.float_session import FloatModel, FloatSession
 from exporter.progress import Progress
 from exporter.runtime.bundle import ModelFacts
 from exporter.runtime.loop import decode
-from exporter.runtime.session import Bools, Floats, Ints, Reductions, Session
+from exporter.runtime.session import Bools, Cache, Floats, Ints, Reductions, Session
 from exporter.runtime.settings import Settings
 from exporter.runtime.task import make_canvas
 from exporter.trajectory import TOP, Reference
@@ -33,10 +33,15 @@ class _WithTop:
         cfg_scale: float | None,
         temperature: float | None,
         wanted: frozenset[str],
+        cache: Cache | None = None,
+        start: int = 0,
     ) -> Reductions:
         return self._session.forward(
-            ids, key_mask, window, bias, cfg_scale, temperature, wanted | TOP
+            ids, key_mask, window, bias, cfg_scale, temperature, wanted | TOP, cache, start
         )
+
+    def new_cache(self, rows: int, length: int) -> Cache:
+        return self._session.new_cache(rows, length)
 
 
 def record_reference(
@@ -53,6 +58,8 @@ def record_reference(
     file = stage / "reference.safetensors"
     if not file.is_file():
         session = FloatSession(model, facts.vocab_size)
+        longest = max(map(len, prompts)) + settings.gen_length
+        settings = with_room(settings, model.spec, len(prompts), longest)
         record(session, facts, settings, prompts, progress).save(file)
     return Reference.load(file)
 

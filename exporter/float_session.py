@@ -6,15 +6,19 @@ vocabulary and reduced as it passes, in float64.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from exporter.kv_cache import FloatCache, float_cache
 from exporter.layer import Layer
 from exporter.model import Context, make_context, rms_norm, run_block
 from exporter.reductions import SUPPRESSED, Reductions
+from exporter.runtime.session import Cache
 from exporter.source import Source
+from passes.activations.attention import FLOAT
 
 KEEP_BYTES = 64 * 2**20  # a model whose blocks take less than this in fp32 stays in memory
 TOKENS_AT_ONCE = 1024  # rows of a forward that are in flight in one block
@@ -30,6 +34,7 @@ class FloatModel:
 
     `layer` gives a block to run in place of the checkpoint's float one, as simulate.py does. Blocks
     of up to `keep` bytes in fp32 stay in memory; otherwise each is read anew for every forward.
+    Caches hold what `kv_bits` bits can of each key and value.
     """
 
     def __init__(
@@ -38,7 +43,9 @@ class FloatModel:
         device: str = "cpu",
         layer: Callable[[int], Layer] | None = None,
         keep: int = KEEP_BYTES,
+        kv_bits: int = FLOAT,
     ) -> None:
+        self.kv_bits = kv_bits
         self.checkpoint, self.spec, self.device = checkpoint, checkpoint.spec, device
         self._read = layer or (lambda index: Layer(checkpoint.block(index, device)))
         self._kept: dict[int, Layer] = {}
@@ -59,12 +66,27 @@ class FloatModel:
         """Embeddings (B, S, D) of ids (B, S)."""
         return self.checkpoint.gather("embed", ids).to(self.device)
 
-    def hidden(self, ids: torch.Tensor, key_mask: torch.Tensor) -> torch.Tensor:
-        """Hidden states (B, S, D) after the last block, before the last norm."""
+    def hidden(
+        self,
+        ids: torch.Tensor,
+        key_mask: torch.Tensor,
+        cache: FloatCache | None = None,
+        start: int = 0,
+    ) -> torch.Tensor:
+        """Hidden states (B, Q, D) after the last block, before the last norm.
+
+        Of ids (B, Q) that stand at `start`; key_mask (B, Q), or (B, length of the cache).
+        """
         hidden = self.embed(ids)
-        rows = max(1, TOKENS_AT_ONCE // ids.shape[1])
-        contexts = [make_context(self.spec, m.to(self.device)) for m in key_mask.split(rows)]
-        for layer in self.blocks():
+        rows, fed = max(1, TOKENS_AT_ONCE // ids.shape[1]), slice(start, start + ids.shape[1])
+        contexts = [make_context(self.spec, m.to(self.device), fed) for m in key_mask.split(rows)]
+        for index, layer in enumerate(self.blocks()):
+            if cache is not None:
+                parts = (slice(first, first + rows) for first in range(0, len(ids), rows))
+                contexts = [
+                    replace(context, kept=cache.kept(index, part, start))
+                    for context, part in zip(contexts, parts, strict=True)
+                ]
             run_rows(self, layer, hidden, contexts, rows)
         return hidden
 
@@ -110,21 +132,34 @@ class FloatSession:
         cfg_scale: float | None,
         temperature: float | None,
         wanted: frozenset[str],
+        cache: Cache | None = None,
+        start: int = 0,
     ) -> dict[str, Array]:
         """Reductions (B, W) of the float model; see exporter/runtime/session.py."""
-        spec = self.model.spec
-        hidden = self.model.hidden(torch.from_numpy(ids), torch.from_numpy(key_mask))
-        rows = torch.from_numpy(window)
-        picked = hidden[:, (rows - 1).clamp_min(0) if spec.shift else rows]
-        halves = picked.reshape(1 if cfg_scale is None else 2, -1, spec.width)
+        assert cache is None or isinstance(cache, FloatCache)
+        spec, tokens, parts = self.model.spec, torch.from_numpy(ids), 1 if cfg_scale is None else 2
+        shape = (len(ids) // parts, len(window))
+        hidden = self.model.hidden(tokens, torch.from_numpy(key_mask), cache, start)
+        if not len(window):
+            return {name: np.empty(shape) for name in wanted}
+        at = torch.from_numpy(window) - start
+        picked = hidden[:, (at - 1).clamp_min(0) if spec.shift else at]
+        halves = picked.reshape(parts, -1, spec.width)
+        held = tokens[: shape[0], at.clamp_max(ids.shape[1] - 1)].flatten()
         top_k = TOP_K if wanted & {"l2", "topk_ids", "topk_logits"} else 0
         bias = self._bias(special_bias)
-        parts = [
-            self._reduce(part, bias, Reductions(top_k, temperature or 1.0), cfg_scale)
-            for part in halves.split(ROWS_AT_ONCE, dim=1)
+        rows = zip(halves.split(ROWS_AT_ONCE, dim=1), held.split(ROWS_AT_ONCE), strict=True)
+        found = [
+            self._reduce(some, bias, Reductions(top_k, temperature or 1.0, those), cfg_scale)
+            for some, those in rows
         ]
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return {n: v.reshape(-1, len(window), *v.shape[1:]) for n, v in joined.items()}
+        joined = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        return {n: v.reshape(*shape, *v.shape[1:]) for n, v in joined.items()}
+
+    def new_cache(self, rows: int, length: int) -> FloatCache:
+        """See exporter/runtime/session.py."""
+        model = self.model
+        return float_cache(model.spec, rows, length, model.device, model.kv_bits)
 
     def _reduce(
         self,

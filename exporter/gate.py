@@ -79,8 +79,9 @@ def _free_running(
 ) -> tuple[float, float, float]:
     """Token agreement, exact match, and mean call of the first difference (share of the calls)."""
     start = reference.prompt_length
+    answer = reference.answer[:, start : start + settings.gen_length]
     results = _decode_with(bundle, reference, settings, provider)
-    same = np.array([result["new"] for result in results]) == reference.answer[:, start:]
+    same = np.array([result["new"] for result in results]) == answer
     firsts = reference.first_differences([result["trace"] for result in results])
     return float(same.mean()), float(same.all(1).mean()), float(np.mean(firsts))
 
@@ -89,9 +90,9 @@ def _decode_with(
     bundle: Path, reference: Reference, settings: Settings, provider: str
 ) -> list[dict[str, Any]]:
     """What the bundle's own decode.py prints for the prompts of the reference."""
-    real = reference.key_mask.astype(bool)
-    canvases = [row[keep] for row, keep in zip(reference.canvases[0], real, strict=True)]
-    prompts = [canvas[: len(canvas) - settings.gen_length] for canvas in canvases]
+    real = reference.key_mask[:, : reference.prompt_length].astype(bool)
+    given = reference.canvases[0][:, : reference.prompt_length]
+    prompts = [row[keep] for row, keep in zip(given, real, strict=True)]
     by_row = settings.sampler in ("random", "origin")  # a row's number is part of its seed
     model = read_bundle(bundle).model
     window = settings.gen_length if settings.by_canvas else settings.block_length
@@ -107,20 +108,21 @@ def _run_loop(
     bundle: Path, prompts: Sequence[Ints], settings: Settings, provider: str
 ) -> list[dict[str, Any]]:
     command = [sys.executable, "-I", "-B", str(bundle / "decode.py"), "--json", "--no-early-stop"]
-    command += ["--provider", provider]
+    command += ["--provider", provider, "--batch", str(len(prompts))]
     for prompt in prompts:
         command += ["--ids", ",".join(map(str, prompt))]
-    for option in ("sampler", "gen_length", "steps", "block_length", "threshold", "factor", "eps"):
-        if (value := getattr(settings, option)) is not None:
+    for option in ("sampler", "cache", "gen_length", "max_forwards", *settings.rule.reads):
+        value = getattr(settings, option)
+        if value is True:
+            command += [f"--{option.replace('_', '-')}"]
+        elif value not in (None, False):
             command += [f"--{option.replace('_', '-')}", str(value)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(
             f"The emitted loop failed: {done.stderr.strip()}", f"Run it: {' '.join(command[:6])} …"
         )
-    content = json.loads(done.stdout)
-    found: list[dict[str, Any]] = content.get("results", [content])
-    return found
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def _teacher_forced(bundle: Path, provider: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from exporter.weights_file import Stored
+from passes.activations.grid import LEAST_SCALE
 
 OPSET = 24
 FLOAT, HALF, INT64 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT64
@@ -13,11 +14,10 @@ FLOAT, HALF, INT64 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT64
 class Builder:
     """Appends nodes to one graph; the only mutable thing while a graph is made."""
 
-    def __init__(self, stored: Stored, compute: ir.DataType, name: str) -> None:
+    def __init__(self, stored: Stored, compute: ir.DataType, name: str, kv_bits: int = 16) -> None:
         self.tensors, self.groups, self.blocks = stored.tensors, stored.groups, stored.blocks
-        self.compute = compute
+        self.compute, self.kv_bits = compute, kv_bits
         self.graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": OPSET})
-        self.named: dict[str, ir.Value] = {}  # what becomes an output
         self._initializers: dict[str, ir.Value] = {}
 
     def input(self, name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
@@ -25,16 +25,10 @@ class Builder:
         self.graph.inputs.append(value)
         return value
 
-    def output(self, name: str) -> None:
-        kinds = {"id1": INT64, "topk_ids": INT64}
-        tails: dict[str, list[int | str]] = {
-            "topk_ids": ["B", "W", "K"],
-            "topk_logits": ["B", "W", "K"],
-            "logits": ["rows", "S", "V"],
-        }
-        value = self.named[name]
-        value.name, value.type = name, ir.TensorType(kinds.get(name, FLOAT))
-        value.shape = ir.Shape(tails.get(name, ["B", "W"]))
+    def output(
+        self, name: str, value: ir.Value, dtype: ir.DataType, shape: list[int | str]
+    ) -> None:
+        value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
         self.graph.outputs.append(value)
 
     def ops(
@@ -96,3 +90,9 @@ class Builder:
         """RMSNorm over the last axis; squares are summed in fp32 (stash type 1)."""
         return self.op("RMSNormalization", x, self.weight(weight), axis=-1, epsilon=eps,
                        stash_type=1)  # fmt: skip
+
+    def row_scale(self, x: ir.Value, top: int) -> ir.Value:
+        """The scale (…, 1) on which the largest of each row of x (…, K) ≥ 0 is `top`."""
+        largest = self.op("ReduceMax", x, self.ints([-1]), keepdims=1)
+        scale = self.op("Mul", largest, self.number(1 / top))
+        return self.op("Max", scale, self.number(LEAST_SCALE))

@@ -11,19 +11,30 @@ class GraphKind:
 
     guided: bool = False  # two rows a sequence: conditional and unconditional (classifier-free)
     sample: bool = False  # also second best, entropy, top K and the odds at a temperature
-    logits: bool = False  # also raw logits of all positions, for debugging
+    logits: bool = False  # also raw logits of all positions that are fed, for debugging
+    cached: bool = False  # keys and values are kept between calls, and only some positions fed
 
     @property
     def name(self) -> str:
-        return "full" + "-guided" * self.guided + "-sample" * self.sample
+        return (
+            ("cached" if self.cached else "full")
+            + "-guided" * self.guided
+            + "-sample" * self.sample
+        )
+
+    @property
+    def reductions(self) -> list[str]:
+        """What it returns of the logits, in order."""
+        more = ["l2", "entropy", "topk_ids", "topk_logits", "rest_t"]
+        return ["id1", "l1", "rest", "l_held", *(more if self.sample else [])]
 
     @property
     def outputs(self) -> list[str]:
-        """Names of the graph's outputs in order."""
-        extra = ["l2", "entropy", "topk_ids", "topk_logits", "rest_t"] if self.sample else []
-        return ["id1", "l1", "rest", *extra, *(["logits"] if self.logits else [])]
+        """All that it returns, in order; a cached graph also returns its cache, before this."""
+        return [*self.reductions, *["logits"] * self.logits]
 
 
 def graph_kinds(logits: bool) -> list[GraphKind]:
-    """All graphs of a full-attention bundle, the cheapest first; `logits` adds raw logits."""
-    return [GraphKind(g, s, logits) for g in (False, True) for s in (False, True)]
+    """All graphs of a bundle, the cheapest first; `logits` adds raw logits."""
+    either = (False, True)
+    return [GraphKind(g, s, logits, c) for c in either for g in either for s in either]

@@ -23,10 +23,22 @@ def describe(manifest: Manifest) -> str:
         f"blocks of {manifest.decode.block_length}",
         f"graphs      {', '.join(graph.name for graph in manifest.graphs)}",
         f"size        {size / 2**20:,.1f} MiB, of it weights {weights / 2**20:,.1f} MiB",
+        *cache_lines(manifest),
         *(f"{'' if i else 'passes':12}{step}" for i, step in enumerate(passes)),
         *gate_lines(manifest.gate),
     ]
     return "\n".join(lines)
+
+
+def cache_lines(manifest: Manifest) -> list[str]:
+    """What keeping keys and values takes, if the bundle can."""
+    if manifest.cache_bytes is None:
+        return []
+    most = manifest.cache_bytes * manifest.model.max_length
+    return [
+        f"cache       {manifest.cache_bytes / 2**10:,.1f} KiB a token, {most / 2**20:,.1f} MiB for "
+        f"the longest canvas; under guidance twice that"
+    ]
 
 
 def gate_lines(gate: GateResult | None) -> list[str]:

@@ -9,6 +9,7 @@ and the output is multiplied by s, the one portable form of a scale a token that
 import onnx_ir as ir
 
 from exporter.graph_builder import Builder
+from exporter.linear_groups import expert_number
 from passes.activations.grid import LEAST_SCALE, ActivationGrid
 from passes.base import LinearGroup
 
@@ -17,40 +18,62 @@ INT8, INT32 = ir.DataType.INT8, ir.DataType.INT32
 
 def enter(g: Builder, index: int, group: LinearGroup, x: ir.Value) -> ir.Value:
     """The input (rows, S, in) of a group, turned into the basis of its weights."""
+    width = _length(g, f"{index}.{group.linears[0]}")
     for prefix in g.blocks[index].transforms.get(group.name, ()):
-        x = _turn(g, prefix, x)
+        x = _turn(g, prefix, x, width, expert_number(group) is not None)
     return x
 
 
-def _turn(g: Builder, prefix: str, x: ir.Value) -> ir.Value:
-    """One transform (`passes.transforms.online`) whose tensors lie under `prefix`."""
+def _turn(g: Builder, prefix: str, x: ir.Value, width: int, empty: bool) -> ir.Value:
+    """One transform (`passes.transforms.online`) whose tensors lie under `prefix`.
+
+    `empty`: x (rows, S, width) may be of no token at all, which takes other operators.
+    """
     if f"{prefix}.order" in g.tensors:
         return g.op("Gather", x, g.weight(f"{prefix}.order"), axis=-1)
     left, right = f"{prefix}.left", f"{prefix}.right"
-    y = g.op("Reshape", x, g.ints([0, 0, _length(g, left), _length(g, right)]))
+    a = _length(g, left) if left in g.tensors else width // _length(g, right)
+    b, whole = width // a, g.ints([0, 0, width])
+    y = g.op("Reshape", x, g.ints([0, 0, a, b]))
     if right in g.tensors:
         y = g.op("MatMul", y, g.weight(right))
-    if left in g.tensors:
+    if left in g.tensors and not empty:
         y = g.op("MatMul", g.weight(left), y)
-    return g.op("Reshape", y, g.ints([0, 0, -1]))
+    y = g.op("Reshape", y, whole)
+    return _mix_runs(g, left, y, a, b) if left in g.tensors and empty else y
+
+
+def _mix_runs(g: Builder, left: str, x: ir.Value, a: int, b: int) -> ir.Value:
+    """x (rows, S, a · b), seen as (a, b), times `left` from the left, by a product from the right.
+
+    ONNX Runtime multiplies a matrix from the left with no token only in this form, and would make
+    the other one again of a Transpose in the place of the permutations.
+    """
+    there = g.table(f"channels_{a}", [run * b + place for place in range(b) for run in range(a)])
+    back = g.table(f"channels_{b}", [place * a + run for run in range(a) for place in range(b)])
+    y = g.op("Reshape", g.op("Gather", x, there, axis=-1), g.ints([0, 0, b, a]))
+    y = g.op("MatMul", y, g.op("Transpose", g.weight(left), perm=[1, 0]))
+    return g.op("Gather", g.op("Reshape", y, g.ints([0, 0, a * b])), back, axis=-1)
 
 
 def _length(g: Builder, name: str) -> int:
-    """Rows of a tensor of the file; -1, which is what is left in a Reshape, where it is not."""
-    return g.tensors[name].shape.numpy()[0] if name in g.tensors else -1
+    """Rows of a tensor of the file."""
+    rows: int = g.tensors[name].shape.numpy()[0]
+    return rows
 
 
 def leave(g: Builder, index: int, group: LinearGroup, x: ir.Value) -> list[ir.Value]:
     """The outputs (rows, S, out) of a group's linears for what `enter` returned."""
     grid = g.blocks[index].activations.get(group.name)
     names = [f"{index}.{name}" for name in group.linears]
+    empty = expert_number(group) is not None  # there may be no token at all
     if grid is None:
         outputs = [linear(g, name, x) for name in names]
     elif grid.granularity == "group":
-        rounded = _round_groups(g, grid, x)
+        rounded = _round_groups(g, grid, x, _length(g, names[0]), empty)
         outputs = [linear(g, name, rounded) for name in names]
     else:
-        scale = _token_scale(g, grid, x)
+        scale = _token_scale(g, grid, x, empty)
         whole = _clipped(g, grid, g.op("Div", x, scale))
         products = [_integers(g, whole, name, place) for place, name in enumerate(names)]
         outputs = [g.op("Mul", product, scale) for product in products]
@@ -75,22 +98,26 @@ def _finish(g: Builder, name: str, x: ir.Value, y: ir.Value) -> ir.Value:
     return g.op("Add", y, g.weight(bias)) if bias in g.tensors else y
 
 
-def _round_groups(g: Builder, grid: ActivationGrid, x: ir.Value) -> ir.Value:
-    """x rounded and back, a scale a token and group of channels."""
+def _round_groups(
+    g: Builder, grid: ActivationGrid, x: ir.Value, width: int, empty: bool
+) -> ir.Value:
+    """x (rows, S, width) rounded and back, a scale a token and group of channels."""
     assert grid.group is not None
-    runs = g.op("Reshape", x, g.ints([0, 0, -1, grid.group]))
-    scale = _token_scale(g, grid, runs)
+    runs = g.op("Reshape", x, g.ints([0, 0, width // grid.group, grid.group]))
+    scale = _token_scale(g, grid, runs, empty)
     codes = g.op("Round", g.op("Div", runs, scale))
     if grid.clip < 1:
         codes = g.op("Clip", codes, g.number(-grid.top - 1.0), g.number(float(grid.top)))
-    return g.op("Reshape", g.op("Mul", codes, scale), g.ints([0, 0, -1]))
+    return g.op("Reshape", g.op("Mul", codes, scale), g.ints([0, 0, width]))
 
 
-def _token_scale(g: Builder, grid: ActivationGrid, x: ir.Value) -> ir.Value:
+def _token_scale(g: Builder, grid: ActivationGrid, x: ir.Value, empty: bool) -> ir.Value:
     """Scales (…, 1) of the values along the last axis; a scalar if they were calibrated."""
     if grid.scale is not None:
         return g.number(grid.scale)
     largest = g.op("ReduceMax", g.op("Abs", x), g.ints([-1]), keepdims=1)
+    if empty:  # of no token ONNX Runtime keeps all channels
+        largest = g.op("Slice", largest, g.ints([0]), g.ints([1]), g.ints([-1]))
     return g.op("Max", g.op("Mul", largest, g.number(grid.clip / grid.top)), g.number(LEAST_SCALE))
 
 

@@ -1,10 +1,11 @@
 """Lowering: the weights of a bundle's graphs into one file, then the graphs over it.
 
 Tensor names in the file: `embed`, `final_norm`, `head`, `suppress`, `cos`, `sin` and
-`<block>.<name>`; linears are (in, out). A quantized linear `x` has its codes in `x`, its scales
-(in / group, out) in `x.scale`; on two levels `x.steps` (in / group, out) are integers and `x.scale`
-(out,) are the row scales. `x.left`, `x.right` are a low-rank correction. What turns the input of a
-group lies in `<block>.<group>/<number>.<side>`, the grid of values in `<block>.v_scale`, `.v_zero`.
+`<block>.<name>`; linears and routers are (in, out). A quantized linear `x` has its codes in `x`,
+its scales (in / group, out) in `x.scale`; on two levels `x.steps` (in / group, out) are integers
+and `x.scale` (out,) are the row scales. `x.left`, `x.right` are a low-rank correction. What turns
+the input of a group lies in `<block>.<group>/<number>.<side>`, the grid of values in
+`<block>.v_scale`, `.v_zero`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,8 @@ import torch
 from exporter.families import Spec, model_shapes
 from exporter.graph import build_graph
 from exporter.graph_kind import GRAPHS, GraphKind
-from exporter.model import LINEARS, rotary_tables
+from exporter.linear_groups import EXACT
+from exporter.model import rotary_tables
 from exporter.progress import Progress
 from exporter.quantize import Quantized
 from exporter.quantized_block import OPERANDS, QuantizedBlock
@@ -70,7 +72,7 @@ def write_graphs(
 ) -> None:
     """Write one small file for each kind of graph beside the weights file."""
     for kind in kinds:
-        graph = build_graph(spec, stored, TYPES[recipe.compute], kind)
+        graph = build_graph(spec, stored, TYPES[recipe.compute], kind, recipe.kv_bits)
         ir.save(graph, draft / GRAPHS / f"{kind.name}.onnx")
 
 
@@ -88,7 +90,8 @@ def _add(out: WeightsFile, name: str, tensor: torch.Tensor, dtype: ir.DataType) 
 
 def _add_block(out: WeightsFile, block: QuantizedBlock, index: str, compute: ir.DataType) -> None:
     for name, tensor in block.floats.items():
-        _add(out, f"{index}.{name}", tensor.T if name in LINEARS else tensor, compute)
+        dtype = ir.DataType.FLOAT if name in EXACT else compute
+        _add(out, f"{index}.{name}", tensor.T if tensor.dim() == 2 else tensor, dtype)
     for name, linear in block.linears.items():
         _add_quantized(out, f"{index}.{name}", linear)
     for name, beside in block.low_rank.items():

@@ -26,6 +26,7 @@ class ModelFacts(Strict):
     layers: int
     width: int
     attention: Literal["full", "block-causal"]
+    block_length: int | None = None  # of a block-causal mask, in tokens
     shift: bool  # upstream; the graphs align it
     corruption: Literal["absorbing", "uniform"]
     block_seed: Literal["mask", "token"]
@@ -49,7 +50,7 @@ class Decode(Strict):
     gen_length: int
     steps: int | None
     block_length: int
-    threshold: float
+    threshold: float | None
     factor: float
     cfg_scale: float
     eps: float
@@ -61,6 +62,17 @@ class Decode(Strict):
     early_stop: bool
     eos_inf: bool
     confidence_eos_inf: bool
+    low_threshold: float | None = None
+    gamma: float | None = None
+    radius: int = 4
+    editing_threshold: float = 0.9
+    max_post_steps: int = 16
+    num_to_transfer: int = 1
+    minimal_topk: int = 1
+    sub_block_length: int = 8
+    eos_early_stop: bool = False
+    early_commit: bool = False
+    max_forwards: int | None = None
 
 
 class Runtime(Strict):
@@ -76,6 +88,7 @@ class GraphFile(Strict):
     path: str
     guided: bool
     outputs: list[str]
+    cached: bool = False  # keys and values are kept between calls
 
 
 class PassRecord(Strict):
@@ -145,6 +158,7 @@ class Manifest(Strict):
     decode: Decode
     runtime: Runtime
     graphs: list[GraphFile]
+    cache_bytes: int | None = None  # of a position of one sequence, in the buffers of cached graphs
     calibration: Calibration | None
     passes: list[PassRecord]
     gate: GateResult | None

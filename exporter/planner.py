@@ -1,13 +1,15 @@
 """What a build will need, in bytes, before any work; refuses with numbers what cannot fit."""
 
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.errors import UserError
-from exporter.families import Spec, model_shapes
-from exporter.model import GROUPS, LINEARS
+from exporter.families import Spec, block_shapes
+from exporter.linear_groups import EXACT, group_of_each
 from exporter.recipes import Recipe
+from passes.base import LinearGroup
 from passes.numerics import group_count
 from passes.weights.lorc import Lorc
 from targets import Target
@@ -32,22 +34,34 @@ def estimate(spec: Spec, recipe: Recipe, canvas: int) -> Needs:
     """Sizes for a model, a recipe, and canvases of at most `canvas` tokens."""
     compute, storage = FLOAT_BYTES[recipe.compute], FLOAT_BYTES[recipe.storage]
     weights = work = 0.0
-    for key, shape in model_shapes(spec).items():
-        count = shape[0] * (shape[1] if len(shape) > 1 else 1)
-        name = key.rpartition(".")[2]
-        if name in LINEARS and recipe.weights is not None:
-            bits, beside = stored_bits(recipe, key, shape)
-            weights += count * (bits + beside) / 8
-            work += count * (8 + beside) / 8
-        elif name == "embed":
-            weights += count * (1 if recipe.embed_bits == 8 else storage)
-        elif name != "head":
-            weights += count * compute
+    weights += spec.vocab_size * spec.width * (1 if recipe.embed_bits == 8 else storage)
+    weights += spec.width * compute  # the last norm
+    for index in range(spec.layers):
+        linears = group_of_each(spec, index)
+        for name, shape in block_shapes(spec, index).items():
+            count = math.prod(shape)
+            if name in linears and recipe.weights is not None:
+                bits, beside = stored_bits(recipe, index, linears[name], shape)
+                weights += count * (bits + beside) / 8
+                work += count * (8 + beside) / 8
+            else:
+                weights += count * (4 if name in EXACT else compute)
     head = spec.vocab_size * spec.width
     quantized = recipe.head_bits / 8 + 2 / max(recipe.head_group, 1)
     weights += head * (quantized if recipe.head_bits < 16 else compute)
     rows = 4 * spec.width + 3 * spec.mlp_width + canvas * spec.heads
+    if spec.experts is not None:  # what enters and leaves the experts of all tokens
+        rows += spec.experts.per_token * (2 * spec.width + 3 * spec.experts.width)
     return Needs(int(weights), int(work), rows * canvas * compute)
+
+
+def cache_bytes(spec: Spec, recipe: Recipe) -> int:
+    """What keys and values of one position take in all blocks when they are kept between calls."""
+    compute = FLOAT_BYTES[recipe.compute]
+    vector = spec.head_dim * compute
+    if recipe.kv_bits < 16:
+        vector = spec.head_dim * recipe.kv_bits // 8 + compute  # and a scale
+    return 2 * spec.layers * spec.kv_heads * vector
 
 
 def bits_a_weight(spec: Spec, recipe: Recipe) -> float:
@@ -55,10 +69,12 @@ def bits_a_weight(spec: Spec, recipe: Recipe) -> float:
     if recipe.weights is None:
         return 8.0 * FLOAT_BYTES[recipe.compute]
     total = bits = 0.0
-    for key, shape in model_shapes(spec).items():
-        if key.rpartition(".")[2] in LINEARS:
-            total += shape[0] * shape[1]
-            bits += shape[0] * shape[1] * sum(stored_bits(recipe, key, shape))
+    for index in range(spec.layers):
+        shapes = block_shapes(spec, index)
+        for name, group in group_of_each(spec, index).items():
+            count = math.prod(shapes[name])
+            total += count
+            bits += count * sum(stored_bits(recipe, index, group, shapes[name]))
     return bits / total
 
 
@@ -67,11 +83,11 @@ def rank(recipe: Recipe) -> int:
     return max((step.rank for step in recipe.blocks if isinstance(step, Lorc)), default=0)
 
 
-def stored_bits(recipe: Recipe, key: str, shape: tuple[int, ...]) -> tuple[float, float]:
-    """Bits of a weight of `<block>.<linear>` (out, in), and its share of scales and correction."""
-    block, _, name = key.partition(".")
-    group = next(group for group in GROUPS if name in group.linears)
-    grid = recipe.on_grids(int(block), group).grid
+def stored_bits(
+    recipe: Recipe, block: int, group: LinearGroup, shape: tuple[int, ...]
+) -> tuple[float, float]:
+    """Bits of a weight of a linear (out, in) of `group`, and its share of scales and correction."""
+    grid = recipe.on_grids(block, group).grid
     assert grid is not None
     out, width = shape
     groups = group_count(width, grid.columns(width))

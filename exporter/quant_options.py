@@ -21,6 +21,7 @@ class QuantOptions:
     v_bits: int | None = _option(None, "Of values.")
     p_bits: int | None = _option(None, "Of attention probabilities.")
     p_scale: Literal["static", "row"] = _option("static", "Scale of probabilities.")
+    kv_bits: int = _option(16, "Of kept keys and values (--cache): 8, 4, or 16 as computed.")
     clip: bool | None = _option(None, "Search weight scales instead of covering maxima.")
     act_order: bool = _option(False, "GPTQ: columns of large input first.")
     damping: float = _option(0.01, "GPTQ: share of the mean diagonal.")

@@ -1,32 +1,39 @@
 """The quantization stage: block by block, each seeing what the quantized blocks before it produce.
 
-Memory holds one block, its Hessians and the calibration activations. Every finished block is kept
-on disk; a build that was killed replays the finished blocks and goes on with the next.
+Memory holds one block, its Hessians and the calibration activations, twice in a block with experts.
+Every finished block is kept on disk; a build that was killed replays the finished blocks and goes
+on with the next.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from exporter.calibrate import batch_states
-from exporter.families import Spec
+from exporter.calibrated_block import Batch, CalibratedBlock
 from exporter.float_session import FloatModel
 from exporter.layer import Layer
-from exporter.model import GROUPS, Context, make_context, run_block, trace_block, weighted_values
+from exporter.linear_groups import (
+    block_groups,
+    expert,
+)
+from exporter.model import (
+    make_context,
+    run_block,
+)
 from exporter.progress import Progress
 from exporter.quantized_block import QuantizedBlock, load, save
 from exporter.recipes import Recipe
 from exporter.work import Work
-from passes.activations.attention import AttentionGrid
-from passes.activations.grid import ActivationGrid
-from passes.base import Heads, LinearGroup, LowRank, Team, run
+from passes.base import LEAST_TOKENS, Team, run
 from passes.calibrate.states import CalibrationSet
-from passes.numerics import QuantizedLinear
-from passes.transforms.online import Transform
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,119 +63,6 @@ class Quantized:
 
     def _file(self, index: int) -> Path:
         return self.folder / f"block-{index:04}"
-
-
-@dataclass
-class Batch:
-    """Calibration states of one length."""
-
-    hidden: torch.Tensor  # (B, S, D) what enters the block
-    context: Context
-    weights: torch.Tensor  # (B · S,) of the tokens, 0 at padding
-
-
-@dataclass
-class CalibratedBlock:
-    """A block as passes see it (`passes.base.Block`)."""
-
-    spec: Spec
-    name: str
-    tensors: dict[str, torch.Tensor]
-    batches: Sequence[Batch]
-    team: Team
-    groups: Sequence[LinearGroup] = GROUPS
-    grid: AttentionGrid | None = None  # of the attention operands, once they are rounded
-    replaced: dict[str, QuantizedLinear] = field(default_factory=dict)
-    transforms: dict[str, tuple[Transform, ...]] = field(default_factory=dict)
-    activations: dict[str, ActivationGrid] = field(default_factory=dict)
-    low_rank: dict[str, LowRank] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        wanted = {group.name: group.activation for group in self.groups}
-        self.activations |= {name: grid for name, grid in wanted.items() if grid is not None}
-
-    @property
-    def heads(self) -> Heads:
-        return Heads(self.spec.heads, self.spec.kv_heads, self.spec.head_dim)
-
-    @property
-    def layer(self) -> Layer:
-        """The block as it runs now; it follows what the passes change.
-
-        The inputs of a group are rounded from the time on that its weights are: what transforms
-        and scales are found with is the float block.
-        """
-        done = {
-            group.name: self.activations[group.name]
-            for group in self.groups
-            if group.name in self.activations and self._is_done(group)
-        }
-        attention = self.grid if self._is_done(self.groups[0]) else None
-        return Layer(self.tensors, self.transforms, done, self.low_rank, attention)
-
-    def _is_done(self, group: LinearGroup) -> bool:
-        return group.grid is None or all(linear in self.replaced for linear in group.linears)
-
-    def weight(self, linear: str) -> torch.Tensor:
-        return self.tensors[linear]
-
-    def vector(self, name: str) -> torch.Tensor | None:
-        return self.tensors.get(name)
-
-    def set(self, name: str, tensor: torch.Tensor) -> None:
-        assert name not in self.replaced, f"{self.name}: {name} is quantized already"
-        assert tensor.shape == self.tensors[name].shape
-        self.tensors[name] = tensor
-
-    def replace(self, linear: str, quantized: QuantizedLinear) -> None:
-        self.tensors[linear] = quantized.dequantize()
-        self.replaced[linear] = quantized
-
-    def correct(self, linear: str, correction: LowRank) -> None:
-        self.low_rank[linear] = correction
-
-    def transform(self, group: LinearGroup, step: Transform) -> None:
-        self.transforms[group.name] = (*self.transforms.get(group.name, ()), step)
-
-    def quantize_inputs(self, group: LinearGroup, grid: ActivationGrid) -> None:
-        self.activations[group.name] = grid
-
-    def attention(self) -> AttentionGrid | None:
-        return self.grid
-
-    def quantize_attention(self, grid: AttentionGrid) -> None:
-        self.grid = grid
-
-    def inputs(self, group: LinearGroup) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for batch in self.batches:
-            yield self._trace(batch, group.name).flatten(0, 1), batch.weights
-
-    def operands(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        for batch in self.batches:
-            x = self._trace(batch, GROUPS[0].name)
-            p, v = weighted_values(self.spec, self.layer, x, batch.context)
-            yield p, v, batch.weights.view(batch.hidden.shape[:2])
-
-    def outputs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for batch in self.batches:
-            yield self._trace(batch, "out").flatten(0, 1), batch.weights
-
-    def _trace(self, batch: Batch, name: str) -> torch.Tensor:
-        """What enters the group `name`, or leaves the block as "out"."""
-        steps = trace_block(self.spec, self.layer, batch.hidden, batch.context)
-        return next(x for found, x in steps if found == name)
-
-    def advance(self) -> None:
-        """Replace the hidden states by what this block makes of them."""
-        for batch in self.batches:
-            batch.hidden = run_block(self.spec, self.layer, batch.hidden, batch.context)
-
-    def result(self) -> QuantizedBlock:
-        """What the passes made of the block."""
-        floats = {n: tensor for n, tensor in self.tensors.items() if n not in self.replaced}
-        return QuantizedBlock(
-            floats, self.replaced, self.transforms, self.activations, self.low_rank, self.grid
-        )
 
 
 @torch.no_grad()
@@ -201,7 +95,7 @@ def quantize(
                 _advance(model, layer, batches)
             else:
                 block = open_block(model, index, batches, recipe, team)
-                _run_passes(quantized, index, block, recipe)
+                _run_passes(quantized, index, block, recipe, calibration is not None)
                 if index < layers - 1:
                     block.advance()
             step()
@@ -214,20 +108,43 @@ def open_block(
 ) -> CalibratedBlock:
     """One block of the float model, with the grids that the recipe wants it on."""
     tensors = model.checkpoint.block(index, model.device)
-    groups = tuple(recipe.on_grids(index, group) for group in GROUPS)
+    groups = tuple(recipe.on_grids(index, group) for group in block_groups(model.spec, index))
     return CalibratedBlock(
         model.spec, f"block {index}", tensors, batches, team, groups, recipe.attention
     )
 
 
-def _run_passes(quantized: Quantized, index: int, block: CalibratedBlock, recipe: Recipe) -> None:
+def _run_passes(
+    quantized: Quantized, index: int, block: CalibratedBlock, recipe: Recipe, calibrated: bool
+) -> None:
     records = run(recipe.blocks, block, check_block)
     check_done(block)
+    if calibrated and block.spec.has_experts(index):
+        records[-1].stats.update(count_tokens(block))
     if block.team.rank != 0:
         return
     # seconds differ from run to run, and bundles must not
     facts = [{"step": record.step, "stats": record.stats} for record in records]
     quantized.save(index, block.result().to("cpu"), facts)
+
+
+def count_tokens(block: CalibratedBlock) -> dict[str, float]:
+    """How many calibration tokens the experts saw; warns of those that saw too few."""
+    assert block.spec.experts is not None
+    counts = [block.tokens(expert(number)[0]) for number in range(block.spec.experts.count)]
+    unseen = [number for number, count in enumerate(counts) if count < LEAST_TOKENS]
+    if unseen and block.team.rank == 0:
+        log.warning(
+            "%s: %d of %d experts saw fewer than %d calibration tokens and are rounded to nearest: "
+            "%s. More samples help", block.name, len(unseen), len(counts), LEAST_TOKENS,
+            ", ".join(map(str, unseen)),
+        )  # fmt: skip
+    return {
+        "expert_tokens_least": min(counts),
+        "expert_tokens_mean": sum(counts) / len(counts),
+        "expert_tokens_most": max(counts),
+        "experts_unseen": len(unseen),
+    }
 
 
 def check_block(block: CalibratedBlock) -> None:

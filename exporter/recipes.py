@@ -56,6 +56,7 @@ class Recipe:
     weights: WeightGrid | None = None  # of the linears in the blocks; None: float
     activation: ActivationGrid | None = None  # of their inputs; None: float
     attention: AttentionGrid | None = None  # None: float
+    kv_bits: int = FLOAT  # of keys and values that are kept between calls: 4, 8, or 16: float
     high: frozenset[tuple[int, str]] = frozenset()  # (block, group) on 8-bit weights all the same
     mean_bits: float | None = None  # budget of mixed precision: see allocate.py
     budget: float | None = None
@@ -89,14 +90,15 @@ def make_recipe(name: str, spec: Spec, options: QuantOptions, compute: Storage) 
         components = tuple(c for c in components if c != "iaaq")  # implied, and now without a use
     options = _with_scales(name, components, options)
     for what, width, known in (
-        ("head", options.head_bits, (4, 8, 16)), ("embed", options.embed_bits, (8, 16))
+        ("head", options.head_bits, (4, 8, 16)), ("embed", options.embed_bits, (8, 16)),
+        ("kv", options.kv_bits, (4, 8, 16)),
     ):  # fmt: skip
         if width not in known:
             choices = " or ".join(f"--{what}-bits {bits}" for bits in known)
             raise UserError(f"--{what}-bits {width} is not possible", f"Use {choices}")
     if bits in ("fp32", "fp16"):
         storage: Storage = "fp32" if bits == "fp32" else "fp16"
-        return Recipe(bits, storage, storage, limits=precision.limits)
+        return Recipe(bits, storage, storage, kv_bits=options.kv_bits, limits=precision.limits)
     activation = _activation(spec, precision, options)
     attention = _attention(precision, options)
     passes = _passes(method, components, activation, attention, options)
@@ -111,6 +113,7 @@ def make_recipe(name: str, spec: Spec, options: QuantOptions, compute: Storage) 
         weights=_weights(spec, precision, method, activation, options),
         activation=activation,
         attention=attention,
+        kv_bits=options.kv_bits,
         mean_bits=options.mean_bits,
         budget=options.budget,
         head_bits=options.head_bits,
@@ -262,7 +265,11 @@ def _attention(precision: Precision, options: QuantOptions) -> AttentionGrid | N
 
 
 def _inputs(spec: Spec) -> list[int]:
-    return sorted({spec.width, spec.heads * spec.head_dim, spec.mlp_width})
+    dense = spec.experts is None or not all(spec.experts.blocks)
+    widths = {spec.width, spec.heads * spec.head_dim} | ({spec.mlp_width} if dense else set())
+    if spec.experts is not None:
+        widths |= {spec.experts.width, spec.experts.shared_width} - {0}
+    return sorted(widths)
 
 
 def _group(spec: Spec, wanted: int | None) -> int:

@@ -1,6 +1,7 @@
 """Reductions of logits that arrive a slice of the vocabulary at a time, in float64.
 
-The twin of what the graphs compute (lower.py): id1, l1, l2, rest, rest_t, entropy and the top K.
+The twin of what the graphs compute (graph.py): id1, l1, l2, rest, rest_t, entropy, the top K, and
+l_held, the logit of a token that is given for each row.
 Odds are relative to the best logit, d_j = l_j − l_1 + b_j, where b_j biases the odds but not the
 choice: rest = Σ_{j≠1} exp(d_j), p_1 = 1 / (1 + rest),
 entropy = ln(1 + rest) − Σ d_j exp(d_j) / (1 + rest).
@@ -35,7 +36,9 @@ class Reductions:
 
     top_k: int  # 0: neither the top K nor l2
     temperature: float
+    held: torch.Tensor  # (N,) ids
     slices: list[Slice] = field(default_factory=list)
+    l_held: torch.Tensor | None = None  # (N,)
     top: tuple[torch.Tensor, torch.Tensor] | None = None  # logits and ids (N, ≤ K), descending
 
     def add(self, first: int, logits: torch.Tensor, bias: torch.Tensor) -> None:
@@ -46,8 +49,16 @@ class Reductions:
         slope = (odds * d.clamp_min(-1e30)).sum(-1)  # 0 · −1e30 = 0 where d is −inf
         rest_t = (d / self.temperature).exp().sum(-1)
         self.slices.append(Slice(best, place + first, bias[place], odds.sum(-1), slope, rest_t))
+        self._add_held(first, logits)
         if self.top_k:
             self._add_top(first, logits)
+
+    def _add_held(self, first: int, logits: torch.Tensor) -> None:
+        old = torch.zeros_like(logits[:, 0]) if self.l_held is None else self.l_held
+        place = self.held - first
+        inside = (place >= 0) & (place < logits.shape[1])
+        found = logits.gather(1, place.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        self.l_held = torch.where(inside, found, old)
 
     def _add_top(self, first: int, logits: torch.Tensor) -> None:
         ids = torch.arange(first, first + logits.shape[1]).expand_as(logits)
@@ -78,6 +89,8 @@ class Reductions:
             "entropy": (torch.log1p(z) - dz.sum(0) / (1 + z)).numpy(),
             "rest_t": zt.numpy(),
         }
+        if self.l_held is not None:
+            results["l_held"] = self.l_held.numpy()
         if self.top is not None:
             values, top_ids = (part.numpy() for part in self.top)
             results |= {"l2": values[:, 1], "topk_ids": top_ids, "topk_logits": values}

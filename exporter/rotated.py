@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 
 from exporter.families import Spec, block_shapes
+from exporter.linear_groups import role
 from exporter.source import Source
 from passes.transforms.quarot import ResidualRotation
 
-READS = {"q": "attn_norm", "k": "attn_norm", "v": "attn_norm", "gate": "mlp_norm", "up": "mlp_norm"}
+READS = {"q": "attn_norm", "k": "attn_norm", "v": "attn_norm", "gate": "mlp_norm", "up": "mlp_norm",
+         "router": "mlp_norm"}  # fmt: skip
 WRITES = ("o", "down")  # linears whose output is added to the residual stream
 
 
@@ -40,9 +42,9 @@ class Rotated:
 
     def tensor(self, name: str, block: int | None = None, device: str = "cpu") -> torch.Tensor:
         tensor = self.inner.tensor(name, block, device)
-        if name in READS:
-            return self.rotation.rotate_input(tensor, self.inner.tensor(READS[name], block, device))
-        if name in WRITES:
+        if norm := READS.get(role(name)):
+            return self.rotation.rotate_input(tensor, self.inner.tensor(norm, block, device))
+        if role(name) in WRITES:
             return self.rotation.rotate_output(tensor)
         if name in ("attn_norm", "mlp_norm", "final_norm"):
             return torch.ones_like(tensor)  # folded
@@ -56,7 +58,7 @@ class Rotated:
         return self._outer(name, self.inner.gather(name, ids))
 
     def block(self, index: int, device: str = "cpu") -> dict[str, torch.Tensor]:
-        return {name: self.tensor(name, index, device) for name in block_shapes(self.spec)}
+        return {name: self.tensor(name, index, device) for name in block_shapes(self.spec, index)}
 
     def _outer(self, name: str, rows: torch.Tensor) -> torch.Tensor:
         if name == "head":

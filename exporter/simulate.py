@@ -11,6 +11,7 @@ import torch
 
 from exporter.float_session import KEEP_BYTES, FloatModel
 from exporter.layer import Layer
+from exporter.linear_groups import EXACT
 from exporter.quantize import Quantized
 from exporter.recipes import Recipe
 from exporter.rotated import Rotated
@@ -44,8 +45,8 @@ def simulated(
             found = quantized.block(index).to(device).layer()
         return replace(found, tensors=_half(found.tensors)) if recipe.compute == "fp16" else found
 
-    return FloatModel(rounded, device, layer, keep)
+    return FloatModel(rounded, device, layer, keep, recipe.kv_bits)
 
 
 def _half(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.half().float() for name, tensor in tensors.items()}
+    return {n: t if n in EXACT else t.half().float() for n, t in tensors.items()}

@@ -26,7 +26,8 @@ def predict(bundle: Path, provider: str) -> tuple[Bools, Floats, Floats]:
     """Agreement, regret and KL divergence, (N,) each, of a bundle with what it carries."""
     reference = Reference.load(bundle / "gate.safetensors")
     opened = read_bundle(bundle)
-    session = open_session(opened, guided=False, wanted=TOP, provider=provider)
+    cached = opened.decode.cache != "none"  # then these are the graphs that it decodes with
+    session = open_session(opened, guided=False, wanted=TOP, provider=provider, cached=cached)
     return compare(session, opened.model, reference)
 
 

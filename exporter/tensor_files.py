@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,6 +59,13 @@ class Entry:
         step = self.shape[1] * self.dtype.itemsize
         with self.file.open("rb") as stream:
             return torch.stack([self._at(stream, row * step, step) for row in rows])
+
+    def split(self, rows: int) -> "tuple[Entry, Entry]":
+        """Where the first `rows` of it lie, and where the others."""
+        size = self.size // self.shape[0] * rows
+        first = replace(self, shape=(rows, *self.shape[1:]), size=size)
+        rest = (self.shape[0] - rows, *self.shape[1:])
+        return first, replace(self, shape=rest, start=self.start + size, size=self.size - size)
 
     def _at(self, stream: BinaryIO, start: int, size: int) -> torch.Tensor:
         data = bytearray(size)

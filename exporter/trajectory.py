@@ -67,7 +67,7 @@ class Reference:
         """
         firsts: list[float] = []
         for row, trace in enumerate(traces):
-            pad = int((self.key_mask[row] == 0).sum())
+            pad = int(self.key_mask[row].argmax())  # padding at the left
             ours = _numbered([(call, at + pad, token) for call, at, token in trace])
             theirs = _numbered(self.commits[self.commits[:, 1] == row][:, [0, 2, 3]].tolist())
             last = max(call for call, _, _ in theirs) + 1

@@ -18,6 +18,8 @@ M = TypeVar("M")
 M_contra = TypeVar("M_contra", contravariant=True)
 T = TypeVar("T")
 
+LEAST_TOKENS = 8  # of calibration, below which nothing is fitted to what a group saw
+
 log = logging.getLogger(__name__)
 
 
@@ -200,6 +202,10 @@ class Block(Protocol):
         """
         ...
 
+    def tokens(self, group: LinearGroup) -> int:
+        """How many calibration tokens that weigh anything enter a group, over all processes."""
+        ...
+
     def operands(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Calibration operands of P V: p (B, heads, S, S), v (B, kv heads, S, K), w (B, S), fp32.
 
@@ -207,3 +213,12 @@ class Block(Protocol):
         p = 0 and padded queries w = 0.
         """
         ...
+
+
+def seen_enough(block: Block, group: LinearGroup) -> bool:
+    """Whether a group saw enough calibration tokens to fit anything to them.
+
+    An expert to which hardly a token is routed did not. What a pass then leaves out keeps the
+    function of the block; its weights are rounded to nearest.
+    """
+    return block.tokens(group) >= LEAST_TOKENS

@@ -17,13 +17,23 @@ from tests.fixtures_lower import GOLDEN_FAMILIES, golden, lower
 LISTINGS = Path(__file__).parent / "golden" / "graphs"
 
 
-def listing(family: str) -> str:
-    """The `full` graph of a golden model cut to one block, with 4-bit weights in groups of 32."""
+def listings(family: str) -> dict[str, str]:
+    """By file name: graphs of a golden model cut to one block, with 4-bit weights in groups of 32.
+
+    The plainest one, and the one that keeps keys and values.
+    """
     with TemporaryDirectory() as folder:
         lowered = lower(golden(family), "w4a16-rtn", Path(folder))
         spec = replace(lowered.checkpoint.spec, layers=1)
-        model = build_graph(spec, lowered.stored, ir.DataType.FLOAT, GraphKind())
-    graph = model.graph
+        return {
+            f"{family}{'-cached' * cached}.txt": _text(
+                build_graph(spec, lowered.stored, ir.DataType.FLOAT, GraphKind(cached=cached)).graph
+            )
+            for cached in (False, True)
+        }
+
+
+def _text(graph: ir.Graph) -> str:
     parts = (
         _values("in", graph.inputs),
         _values("stored", graph.initializers.values()),
@@ -61,4 +71,5 @@ def _nodes(graph: ir.Graph) -> list[str]:
 if __name__ == "__main__":
     LISTINGS.mkdir(exist_ok=True)
     for each in GOLDEN_FAMILIES:
-        (LISTINGS / f"{each}.txt").write_text(listing(each))
+        for name, text in listings(each).items():
+            (LISTINGS / name).write_text(text)

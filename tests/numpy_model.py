@@ -5,7 +5,7 @@ the full distribution in hand, so K is the vocabulary.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file
 
 from exporter.runtime.bundle import ModelFacts
-from exporter.runtime.session import Bools, Floats, Ints, Reductions
+from exporter.runtime.session import Bools, Cache, Floats, Ints, Reductions
 
 LLADA = {
     "embed": "model.transformer.wte",
@@ -48,6 +48,43 @@ DREAM = {
 }
 
 
+@dataclass
+class TokenCache:
+    """What a fake remembers: the token that was fed last at each position, [rows, length]."""
+
+    tokens: Ints
+
+    @property
+    def rows(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def length(self) -> int:
+        return int(self.tokens.shape[1])
+
+    def feed(self, ids: Ints, start: int) -> Ints:
+        """All tokens, once `ids` [rows, Q] stand at `start`."""
+        self.tokens[:, start : start + ids.shape[1]] = ids
+        return self.tokens.copy()
+
+
+@dataclass
+class KeyCache:
+    """Keys behind their positions and values, by block: [rows, H, length, K]."""
+
+    rows: int
+    length: int
+    blocks: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
+
+    def feed(self, block: str, k: Floats, v: Floats, start: int) -> tuple[Floats, Floats]:
+        """All keys and values of a block, once k and v [rows, H, Q, K] stand at `start`."""
+        shape = (*k.shape[:2], self.length, k.shape[3])
+        keys, values = self.blocks.setdefault(block, (np.zeros(shape), np.zeros(shape)))
+        keys[:, :, start : start + k.shape[2]] = k
+        values[:, :, start : start + k.shape[2]] = v
+        return keys, values
+
+
 @dataclass(frozen=True)
 class NumpyModel:
     """A checkpoint folder with upstream names."""
@@ -60,15 +97,20 @@ class NumpyModel:
     eps: float
     facts: ModelFacts
 
-    def logits(self, ids: Ints, key_mask: Bools) -> Floats:
-        """Raw logits [B, S, V]; rows at padded positions mean nothing."""
-        position = np.arange(ids.shape[1])[None]
+    def logits(
+        self, ids: Ints, key_mask: Bools, cache: KeyCache | None = None, start: int = 0
+    ) -> Floats:
+        """Raw logits [B, Q, V] of ids [B, Q] at `start`; at padded positions they mean nothing."""
+        position = np.arange(key_mask.shape[1])[None]
         if self.facts.shift:  # Dream counts positions without padding
             position = np.maximum(np.cumsum(key_mask, 1) - 1, 0)
+        position = position[:, start : start + ids.shape[1]]
+        cache = cache or KeyCache(*ids.shape)
         x = self.weights[self.names["embed"] + ".weight"][ids]
         for i in range(self.layers):
             block = self.names["block"].format(i=i)
-            x = x + self._attend(block, self._norm(block, "attn_norm", x), position, key_mask)
+            h = self._norm(block, "attn_norm", x)
+            x = x + self._attend(block, h, position, key_mask, cache, start)
             h = self._norm(block, "mlp_norm", x)
             gate = self._linear(block, "gate", h)
             h = gate / (1 + np.exp(-gate)) * self._linear(block, "up", h)
@@ -84,7 +126,9 @@ class NumpyModel:
         bias = self.weights.get(f"{name}.bias", np.zeros(()))
         return np.asarray(x @ self.weights[f"{name}.weight"].T + bias)
 
-    def _attend(self, block: str, x: Floats, position: Ints, key_mask: Bools) -> Floats:
+    def _attend(
+        self, block: str, x: Floats, position: Ints, key_mask: Bools, cache: KeyCache, start: int
+    ) -> Floats:
         width = x.shape[-1] // self.heads
 
         def heads(name: str) -> Floats:  # [B, H, S, K], key heads repeated
@@ -99,10 +143,11 @@ class NumpyModel:
             half = np.concatenate([-y[..., width // 2 :], y[..., : width // 2]], -1)
             return np.asarray(y * np.cos(angle) + half * np.sin(angle))
 
-        scores = turn(heads("q")) @ turn(heads("k")).swapaxes(2, 3) / np.sqrt(width)
+        k, v = cache.feed(block, turn(heads("k")), heads("v"), start)
+        scores = turn(heads("q")) @ k.swapaxes(2, 3) / np.sqrt(width)
         scores = np.where(key_mask[:, None, None], scores, -1e30)
         p = np.exp(scores - scores.max(-1, keepdims=True))
-        mixed = (p / p.sum(-1, keepdims=True)) @ heads("v")
+        mixed = (p / p.sum(-1, keepdims=True)) @ v
         return self._linear(block, "o", mixed.swapaxes(1, 2).reshape(x.shape))
 
 
@@ -154,12 +199,15 @@ class NumpySession:
         cfg_scale: float | None,
         temperature: float | None,
         wanted: frozenset[str],
+        cache: Cache | None = None,
+        start: int = 0,
     ) -> Reductions:
         """See exporter/runtime/session.py."""
         self.calls, self.rows = self.calls + 1, self.rows + len(ids)
-        logits = self.model.logits(ids, key_mask)
+        assert cache is None or isinstance(cache, KeyCache)
+        logits = self.model.logits(ids, key_mask, cache, start)
         at = np.maximum(window - 1, 0) if self.facts.shift else window
-        logits = logits[:, at]
+        logits = logits[:, at - start]
         if cfg_scale is not None:
             conditional, unconditional = np.split(logits, 2)
             logits = unconditional + (cfg_scale + 1) * (conditional - unconditional)
@@ -167,11 +215,20 @@ class NumpySession:
         logits[..., list(self.facts.special_ids)] += special_bias[0]
         bias = np.zeros(logits.shape[-1])
         bias[list(self.facts.special_ids)] = special_bias[1]
-        return reduce(logits, bias, temperature or 1.0)
+        held = ids[: len(logits), np.minimum(window - start, ids.shape[1] - 1)]
+        return reduce(logits, bias, temperature or 1.0, held)
+
+    def new_cache(self, rows: int, length: int) -> KeyCache:
+        return KeyCache(rows, length)
 
 
-def reduce(logits: Floats, bias: Floats, temperature: float) -> Reductions:
-    """All reductions of logits [..., V]; `bias` [V] counts in rest, rest_t and entropy only."""
+def reduce(
+    logits: Floats, bias: Floats, temperature: float, held: Ints | None = None
+) -> Reductions:
+    """All reductions of logits [..., V]; `bias` [V] counts in rest, rest_t and entropy only.
+
+    `held` [...]: the ids that l_held is about.
+    """
     order = np.argsort(-logits, axis=-1, kind="stable")
     best = np.take_along_axis(logits, order, -1)
     gap = logits - best[..., :1] + bias
@@ -180,7 +237,11 @@ def reduce(logits: Floats, bias: Floats, temperature: float) -> Reductions:
         np.put_along_axis(odds, order[..., :1], 0.0, -1)
     p = np.exp(gap - gap.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
+    extra = {}
+    if held is not None:
+        extra["l_held"] = np.take_along_axis(logits, held[..., None], -1)[..., 0]
     return {
+        **extra,
         "id1": order[..., 0],
         "l1": best[..., 0],
         "l2": best[..., 1],

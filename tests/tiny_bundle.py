@@ -17,9 +17,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from exporter import runtime
 from exporter.runtime.bundle import ModelFacts
-from exporter.runtime.session import Bools, Ints, Reductions
+from exporter.runtime.session import Bools, Cache, Ints, Reductions
 from exporter.runtime.settings import Settings
-from tests.numpy_model import reduce
+from tests.numpy_model import TokenCache, reduce
 
 MASK, EOS, EOT, PAD, V, D, TOP = 256, 257, 258, 259, 264, 8, 16
 FACTS = ModelFacts(
@@ -39,7 +39,7 @@ FACTS = ModelFacts(
 )
 DECODE = Settings(gen_length=16, block_length=8)
 BASE = ("id1", "l1", "rest")
-SAMPLE = (*BASE, "l2", "rest_t", "entropy", "topk_ids", "topk_logits")
+SAMPLE = (*BASE, "l2", "rest_t", "entropy", "topk_ids", "topk_logits", "l_held")
 
 HEAD = """<ir_version: 10, opset_import: ["" : 21]>
 tiny (int64[B,S] input_ids, bool[B,S] key_mask, int64[W] window, float[2,E] special_bias{extra})
@@ -89,7 +89,11 @@ SAMPLED = """
   log_p = LogSoftmax(gap)
   plogp = Mul(p, log_p)
   minus = ReduceSum<keepdims = 0>(plogp, two)
-  entropy = Neg(minus)"""
+  entropy = Neg(minus)
+  held = Gather<axis = 1>(input_ids, window)
+  held_w = Unsqueeze(held, two)
+  l_held_w = GatherElements<axis = 2>(logits, held_w)
+  l_held = Squeeze(l_held_w, two)"""
 GUIDED = """c, u = Split<axis = 0, num_outputs = 2>(raw)
   difference = Sub(c, u)
   more = Add(cfg_scale, float_one)
@@ -148,8 +152,12 @@ class Twin:
         cfg_scale: float | None,
         temperature: float | None,
         wanted: frozenset[str],
+        cache: Cache | None = None,
+        start: int = 0,
     ) -> Reductions:
         """See exporter/runtime/session.py; K is the vocabulary."""
+        assert cache is None or isinstance(cache, TokenCache)
+        ids = ids if cache is None else cache.feed(ids, start)
         w = {name: array.astype(np.float64) for name, array in weights().items()}
         keep = key_mask[..., None].astype(np.float64)
         embedded = w["table"][ids]
@@ -159,7 +167,11 @@ class Twin:
             c, u = np.split(raw, 2)
             raw = u + (cfg_scale + 1) * (c - u)
         bias = special_bias.astype(np.float64) @ w["special"]
-        return reduce(raw + w["suppress"] + bias[0], bias[1], temperature or 1.0)
+        held = ids[: len(raw), window]
+        return reduce(raw + w["suppress"] + bias[0], bias[1], temperature or 1.0, held)
+
+    def new_cache(self, rows: int, length: int) -> TokenCache:
+        return TokenCache(np.zeros((rows, length), np.int64))
 
 
 def manifest() -> dict[str, Any]:

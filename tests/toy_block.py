@@ -109,6 +109,10 @@ class ToyBlock:
             x = next(x for name, x in self.trace(batch) if name == group.name)
             yield self.shown(x, batch).flatten(0, 1), batch.weights.flatten()
 
+    def tokens(self, group: LinearGroup) -> int:
+        mine = sum(int((batch.weights != 0).sum()) for batch in self.batches)
+        return sum(self.team.collect(mine))
+
     def operands(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for batch in self.batches:
             _, x = next(self.trace(batch))
@@ -133,7 +137,8 @@ class ToyBlock:
         yield GROUPS[0].name, x
         q, k, v = self.queries_keys_values(x)
         grid = self.grid or AttentionGrid()
-        x = quantized_attention(q, k, v, batch.valid[:, None, None, :], grid)
+        shown = batch.valid[:, None, None, :]
+        x = quantized_attention(q, k, v, shown, shown, grid)
         x = self.turned(1, x.transpose(1, 2).flatten(2))
         yield GROUPS[1].name, x
         hidden = batch.hidden + self.linear("o", x)

@@ -77,7 +77,7 @@ def measure(preset: Preset, layers: int, load: Load, scratch: Path) -> tuple[Wat
 def budget(checkpoint: Path, load: Load) -> float:
     """Bytes of two blocks in fp32, of the calibration activations, and BASE."""
     spec = open_checkpoint(checkpoint).spec
-    block = 4 * sum(int(np.prod(shape)) for shape in block_shapes(spec).values())
+    block = 4 * sum(int(np.prod(shape)) for shape in block_shapes(spec, 0).values())
     return 2 * block + 4 * load.samples * load.canvas * spec.width + BASE
 
 

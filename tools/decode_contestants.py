@@ -15,7 +15,7 @@ from exporter.families import Spec
 from exporter.runtime.bundle import read_bundle
 from exporter.runtime.candidates import wanted
 from exporter.runtime.loop import decode
-from exporter.runtime.session import Array, Bools, Ints, Reductions, Session
+from exporter.runtime.session import Array, Bools, Cache, Ints, Reductions, Session
 from exporter.runtime.session_ort import open_session
 from exporter.runtime.settings import Settings
 from exporter.runtime.task import make_canvas
@@ -59,13 +59,18 @@ class Timed:
         cfg_scale: float | None,
         temperature: float | None,
         wanted: frozenset[str],
+        cache: Cache | None = None,
+        start: int = 0,
     ) -> Reductions:
-        start = time.perf_counter()
+        begun = time.perf_counter()
         found = self.session.forward(
-            ids, key_mask, window, special_bias, cfg_scale, temperature, wanted
+            ids, key_mask, window, special_bias, cfg_scale, temperature, wanted, cache, start
         )
-        self.seconds += time.perf_counter() - start
+        self.seconds += time.perf_counter() - begun
         return found
+
+    def new_cache(self, rows: int, length: int) -> Cache:
+        return self.session.new_cache(rows, length)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Annotated
 import torch
 import typer
 
-from exporter.families import LLADA
+from exporter.family_table import LLADA
 from exporter.tasks import reference_folder
 from exporter.tensor_files import write_tensors
 from exporter.work import to_json

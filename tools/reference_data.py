@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+from exporter.family_table import LLADA, SDAR
 from exporter.tasks import Example, Reference, Task, reference_folder
 from exporter.tasks.problems import Problem
 from tools.reference_network import NORM_EPS, ROPE_THETA, Network, Shape
@@ -20,6 +21,11 @@ EOS, MASK = 1, 2
 FILLER = "\0"  # stands for <eos> behind a short answer
 CALIBRATION_PROMPTS = 1024
 HELD_OUT_PROMPTS = 1000  # of each task, or as many as there are
+NAMES = {  # ours -> the network's, which are LLaDA's; it has no norms of queries and keys
+    **LLADA.tensors,
+    "q_norm": "model.transformer.blocks.{i}.q_norm.weight",
+    "k_norm": "model.transformer.blocks.{i}.k_norm.weight",
+}
 PATIENCE = 20_000  # draws in a row that bring nothing new: there is no more
 
 
@@ -55,6 +61,11 @@ class Corpus:
         return [Example(task.name, p, a, task.answer_width, task.match) for p, a in found.items()]
 
 
+def answer_width(task: Task, block: int | None) -> int:
+    """Tokens of the answers to `task`; in blocks, counted from the prompt's start, whole ones."""
+    return task.answer_width + (0 if block is None else -sum(task.widths) % block)
+
+
 def character_ids(reference: Reference) -> dict[str, int]:
     """Token id of every character of a reference model's tokenizer."""
     tokenizer = Tokenizer.from_file(str(reference_folder(reference) / "tokenizer.json"))
@@ -81,9 +92,9 @@ def decode(row: Sequence[int], ids: dict[str, int]) -> str:
 def write_folder(
     folder: Path, network: Network, reference: Reference, corpus: Corpus, seed: int
 ) -> None:
-    """The upstream LLaDA layout, bf16, with tokenizer, calibration and held-out prompts."""
+    """The upstream layout, bf16, with tokenizer, calibration and held-out prompts."""
     (folder / "tasks").mkdir(parents=True, exist_ok=True)
-    tensors = {name: t.to(torch.bfloat16).cpu() for name, t in network.state_dict().items()}
+    tensors = {name: t.to(torch.bfloat16).cpu() for name, t in upstream_tensors(network).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config(network), indent=1))
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
@@ -92,6 +103,19 @@ def write_folder(
     for task in corpus.tasks:
         held_out = corpus.distinct(task, True, HELD_OUT_PROMPTS, seed)
         write_examples(folder / "tasks" / f"{task.name}.jsonl", held_out)
+
+
+def upstream_tensors(network: Network) -> dict[str, torch.Tensor]:
+    """The weights under the names of LLaDA, or of SDAR where attention is block-causal."""
+    state = network.state_dict()
+    if network.shape.block is None:
+        return state
+    return {
+        SDAR.tensors[name].format(i=block): state[ours.format(i=block)]
+        for name, ours in NAMES.items()
+        for block in (range(network.shape.layers) if "{i}" in ours else [0])
+        if ours.format(i=block) in state
+    }
 
 
 def calibration(corpus: Corpus, seed: int) -> list[Example]:
@@ -105,7 +129,12 @@ def calibration(corpus: Corpus, seed: int) -> list[Example]:
 
 
 def config(network: Network) -> dict[str, object]:
-    """Upstream LLaDA's config.json: a shipped one with this network's sizes."""
+    """The upstream config.json: that of SDAR where attention is block-causal, else of LLaDA."""
+    return llada_config(network) if network.shape.block is None else sdar_config(network)
+
+
+def llada_config(network: Network) -> dict[str, object]:
+    """A shipped configuration with this network's sizes."""
     shipped: dict[str, object] = json.loads((reference_folder() / "config.json").read_text())
     shape = network.shape
     own = {
@@ -123,6 +152,36 @@ def config(network: Network) -> dict[str, object]:
         "mask_token_id": MASK,
     }
     return {key: own.get(key, value) for key, value in shipped.items()}
+
+
+def sdar_config(network: Network) -> dict[str, object]:
+    """The keys that decide what SDAR computes."""
+    shape = network.shape
+    return {
+        "architectures": list(SDAR.architectures),
+        "model_type": SDAR.model_type,
+        "attention_bias": False,
+        "block_size": shape.block,
+        "bos_token_id": EOS,
+        "eos_token_id": EOS,
+        "head_dim": shape.width // shape.heads,
+        "hidden_act": "silu",
+        "hidden_size": shape.width,
+        "intermediate_size": shape.mlp,
+        "mask_token_id": MASK,
+        "max_position_embeddings": 512,
+        "num_attention_heads": shape.heads,
+        "num_hidden_layers": shape.layers,
+        "num_key_value_heads": shape.heads,
+        "pad_token_id": 0,
+        "rms_norm_eps": NORM_EPS,
+        "rope_scaling": None,
+        "rope_theta": ROPE_THETA,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_sliding_window": False,
+        "vocab_size": shape.vocab,
+    }
 
 
 def shipped_shape(reference: Reference) -> Shape:

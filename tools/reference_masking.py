@@ -49,3 +49,25 @@ def corrupt(
     noisy[:, -width:][masked] = MASK
     weight[:, -width:] = masked * (width / count)
     return noisy, weight
+
+
+def corrupt_block(
+    clean: torch.Tensor, width: int, block: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks part of one block of each row of clean ids (B, T) whose last `width` are the answer.
+
+    Returns noisy ids and weights as `corrupt` does. Blocks are counted from position 0 and drawn by
+    how many tokens of the answer they hold; what stands behind is masked too and weighs nothing,
+    since a block-causal model does not see it (arXiv 2503.09573, section 3).
+    """
+    rows, length = clean.shape
+    number = torch.arange(length) // block
+    drawn = length - 1 - torch.randint(width, (rows, 1), generator=generator)
+    own = (number == number[drawn]) & (torch.arange(length) >= length - width)  # (B, T)
+    size = own.sum(1, keepdim=True)
+    first = torch.randint(block, (1,), generator=generator)
+    count = 1 + (first + torch.arange(rows))[:, None] % size  # (B, 1), in 1 … size
+    rank = torch.rand(rows, length, generator=generator).masked_fill(~own, 2).argsort(1).argsort(1)
+    masked = rank < count
+    noisy = clean.masked_fill(masked | (number > number[drawn]), MASK)
+    return noisy, masked * (width / count)

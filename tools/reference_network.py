@@ -1,7 +1,8 @@
 """A trainable LLaDA whose parameters carry the upstream tensor names: its state is a checkpoint.
 
 Architecture: Nie et al., "Large Language Diffusion Models" (arXiv 2502.09992), a Llama block
-without causal mask. Rotary pairs are the two halves of a head; norms and rotation are in fp32.
+without causal mask. With a block-causal one (arXiv 2503.09573) queries and keys are normed too, as
+in SDAR. Rotary pairs are the two halves of a head; norms and rotation are in fp32.
 """
 
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ class Shape:
     heads: int = 3
     mlp: int = 576
     vocab: int = 64
+    block: int | None = None  # tokens of a block that sees itself and those before; None: full
 
 
 class RmsNorm(nn.Module):
@@ -53,11 +55,19 @@ class Block(nn.Module):
         self.ff_proj = nn.Linear(shape.width, shape.mlp, bias=False)  # the gate
         self.up_proj = nn.Linear(shape.width, shape.mlp, bias=False)
         self.ff_out = nn.Linear(shape.mlp, shape.width, bias=False)
+        if shape.block is not None:
+            self.q_norm = RmsNorm(shape.width // shape.heads)
+            self.k_norm = RmsNorm(shape.width // shape.heads)
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, visible: torch.Tensor | None
+    ) -> torch.Tensor:
         normed = self.attn_norm(x)
         q, k, v = (self._split(p(normed)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        mixed = functional.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        if visible is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        mixed = functional.scaled_dot_product_attention(q, k, v, visible)
         x = x + self.attn_out(mixed.transpose(1, 2).flatten(2))  # (B, T, D)
         normed = self.ff_norm(x)
         hidden: torch.Tensor = functional.silu(self.ff_proj(normed)) * self.up_proj(normed)
@@ -99,11 +109,18 @@ class Network(nn.Module):
         parts = self.model["transformer"]
         assert isinstance(parts, nn.ModuleDict)
         cos, sin = rotary_tables(ids.shape[1], self.shape.width // self.shape.heads, ids.device)
+        visible = None if self.shape.block is None else block_causal(ids.shape[1], self.shape.block)
         x = parts["wte"](ids)
         for block in parts["blocks"].children():
-            x = block(x, cos, sin)
+            x = block(x, cos, sin, visible)
         logits: torch.Tensor = parts["ff_out"](parts["ln_f"](x))
         return logits
+
+
+def block_causal(length: int, block: int) -> torch.Tensor:
+    """Who sees whom, bool (T, T): position i sees j where ⌊j / block⌋ ≤ ⌊i / block⌋."""
+    number = torch.arange(length) // block
+    return number <= number[:, None]
 
 
 def rotary_tables(

@@ -27,9 +27,8 @@ def targets(
     for row, (task, (prompt, _)) in enumerate(zip(tasks, problems, strict=True)):
         if task.answers is None:
             continue
-        answers = encode(
-            [(prompt, answer) for answer in task.answers(prompt)], task.answer_width, ids
-        )
+        every = [(prompt, answer) for answer in task.answers(prompt)]
+        answers = encode(every, clean.shape[1] - len(prompt), ids)
         agree = ((answers == noisy[row]) | (noisy[row] == MASK)).all(-1)
         wanted[row] = functional.one_hot(answers[agree], vocab).float().mean(0)
     return wanted

@@ -23,8 +23,8 @@ from safetensors.torch import save_file
 from exporter.checkpoint import Checkpoint
 from exporter.errors import UserError
 from exporter.tasks import Reference, task
-from tools.reference_data import Corpus, character_ids, encode
-from tools.reference_masking import corrupt, places
+from tools.reference_data import NAMES, Corpus, answer_width, character_ids, encode
+from tools.reference_masking import corrupt, corrupt_block, places
 from tools.reference_network import NORM_EPS, ROPE_THETA, Network, Shape
 from tools.reference_targets import targets
 
@@ -86,22 +86,32 @@ def begin(settings: Settings, device: str, start: Checkpoint | None = None) -> P
 
 
 def read_weights(network: Network, checkpoint: Checkpoint) -> None:
-    """Takes the weights of `checkpoint`; UserError where it is not a model of these sizes."""
-    spec, names = checkpoint.spec, checkpoint.family.tensors
-    shape = Shape(spec.width, spec.layers, spec.heads, spec.mlp_width, spec.vocab_size)
-    found = *astuple(shape), spec.kv_heads, spec.rope_theta, spec.norm_eps
-    wanted = *astuple(network.shape), network.shape.heads, ROPE_THETA, NORM_EPS
+    """Takes the weights of `checkpoint`; UserError where it is not a model of these sizes.
+
+    Norms of queries and keys that it does not have stay as they are.
+    """
+    spec = checkpoint.spec
+    sizes = spec.width, spec.layers, spec.heads, spec.mlp_width, spec.vocab_size, spec.kv_heads
+    found = *sizes, spec.rope_theta, spec.norm_eps
+    *shape, _ = astuple(network.shape)  # weights of either attention will do to begin from
+    wanted = *shape, network.shape.heads, ROPE_THETA, NORM_EPS
     tensors = {}
     for key, entry in checkpoint.entries.items():
         block, _, name = key.rpartition(".")
-        tensors[names[name].format(i=block)] = entry
-    if found != wanted or tensors.keys() != network.state_dict().keys():
+        tensors[NAMES.get(name, name).format(i=block)] = entry
+    lacking = network.state_dict().keys() - tensors.keys()
+    if (
+        found != wanted
+        or tensors.keys() - network.state_dict().keys()
+        or not all(name.endswith(("q_norm.weight", "k_norm.weight")) for name in lacking)
+    ):
         raise UserError(
             f"`{checkpoint.folder}` is of family {checkpoint.family.name} and sizes {found}, "
-            f"training of family llada and sizes {wanted}",
+            f"training of family {'llada' if network.shape.block is None else 'sdar'} and sizes "
+            f"{wanted}",
             "Give a checkpoint of the same layout and sizes",
         )
-    network.load_state_dict({name: entry.read() for name, entry in tensors.items()})
+    network.load_state_dict({n: entry.read() for n, entry in tensors.items()}, strict=False)
 
 
 def train(
@@ -116,12 +126,15 @@ def train(
         rng = random.Random(f"{settings.seed}/{progress.step}")
         generator = torch.Generator().manual_seed(rng.getrandbits(63))
         problems, tasks = corpus.draw(rng, settings.batch)
-        width = tasks[0].answer_width
+        width, block = answer_width(tasks[0], settings.shape.block), settings.shape.block
         clean = encode(problems, width, ids)
-        hidden_first = places(
-            progress.network, clean.to(device), width, settings.surest, settings.bf16, generator
-        )
-        noisy, weight = corrupt(clean, hidden_first, generator)
+        if block is None:
+            hidden_first = places(
+                progress.network, clean.to(device), width, settings.surest, settings.bf16, generator
+            )
+            noisy, weight = corrupt(clean, hidden_first, generator)
+        else:
+            noisy, weight = corrupt_block(clean, width, block, generator)
         wanted = targets(tasks, problems, clean, noisy, ids, settings.shape.vocab)
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.bf16):
             batch = (t.to(device) for t in (wanted, noisy, weight))

@@ -1,8 +1,9 @@
-"""Trains a masked-diffusion model on tasks that check themselves, in the LLaDA layout.
+"""Trains a masked-diffusion model on tasks that check themselves, in the LLaDA or SDAR layout.
 
     python -m tools.train_reference OUT                         half an hour on one CPU core
     python -m tools.train_reference OUT --task addition --task words=3 --minutes 10
     python -m tools.train_reference OUT --reference steps --start FOLDER --task split=8 --task chain
+    python -m tools.train_reference OUT --reference steps --start FOLDER --block-causal 4
 
 Killed, the same command goes on from the last checkpoint. The finished folder holds config,
 weights, tokenizer, calibration and held-out prompts, and `training.json` with settings and scores.
@@ -30,22 +31,33 @@ SCORED_TOGETHER = 250  # prompts, which bounds memory
 
 @torch.inference_mode()
 def generate(network: Network, prompts: torch.Tensor, width: int, steps: int) -> torch.Tensor:
-    """Answers (B, width) to prompts (B, P) by low-confidence decoding in one block.
+    """Answers (B, width) to prompts (B, P) by low-confidence decoding, in one block or in its own.
 
     Each of `steps` forward passes commits the same number of tokens, those of highest probability
     (arXiv 2502.09992, section 2.4).
     """
     canvas = functional.pad(prompts, (0, width), value=MASK)
     answer = canvas[:, -width:]  # a view: commits are written to the canvas
-    for step in range(steps):
-        logits = network(canvas)[:, -width:].double()
-        logits[..., MASK] = -torch.inf
-        best, token = logits.softmax(-1).max(-1)
-        best[answer != MASK] = -1
-        quota = width * (step + 1) // steps - width * step // steps
-        chosen = best.topk(quota, dim=-1).indices
-        answer.scatter_(1, chosen, token.gather(1, chosen))
+    for span in spans(prompts.shape[1], width, network.shape.block):
+        size = span.stop - span.start
+        calls = max(1, steps * size // width)
+        for call in range(calls):
+            logits = network(canvas)[:, -width:][:, span].double()
+            logits[..., MASK] = -torch.inf
+            best, token = logits.softmax(-1).max(-1)
+            best[answer[:, span] != MASK] = -1
+            quota = size * (call + 1) // calls - size * call // calls
+            chosen = best.topk(quota, dim=-1).indices
+            answer[:, span].scatter_(1, chosen, token.gather(1, chosen))
     return answer
+
+
+def spans(prompt_width: int, width: int, block: int | None) -> list[slice]:
+    """The places of an answer that are filled together; blocks count from the prompt's start."""
+    if block is None:
+        return [slice(0, width)]
+    ends = [*range(block - prompt_width % block, width, block), width]
+    return [slice(start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
 
 
 def score(
@@ -53,6 +65,8 @@ def score(
 ) -> float:
     """Share of `examples`, all of one task, answered right with `per_step` tokens a step."""
     width = examples[0].gen_length or 0
+    if block := network.shape.block:
+        width += -(len(examples[0].prompt) + width) % block
     right = 0
     for first in range(0, len(examples), SCORED_TOGETHER):
         batch = examples[first : first + SCORED_TOGETHER]
@@ -111,6 +125,10 @@ def main(
     layers: int | None = None,
     heads: int | None = None,
     mlp: int | None = None,
+    block_causal: Annotated[
+        int | None,
+        typer.Option(min=1, help="Block-causal attention with blocks of so many tokens, as SDAR"),
+    ] = None,
     steps: int = Settings.steps,
     minutes: Annotated[float | None, typer.Option(help="Train so long instead of steps")] = None,
     batch: int = Settings.batch,
@@ -126,7 +144,11 @@ def main(
     score_prompts: Annotated[int, typer.Option(help="Held-out prompts a task")] = 400,
 ) -> None:
     """Train a masked-diffusion model on self-checking tasks; the scores go to stdout."""
-    sizes = {"width": width, "layers": layers, "heads": heads, "mlp": mlp}
+    sizes = {
+        "width": width, "layers": layers, "heads": heads, "mlp": mlp, "block": block_causal
+    }  # fmt: skip
+    if block_causal and surest:
+        raise typer.BadParameter("--surest is for full attention, not for --block-causal")
     shape = replace(shipped_shape(reference), **{k: v for k, v in sizes.items() if v is not None})
     checkpoint = out / ".training" / "checkpoint.safetensors"
     try:

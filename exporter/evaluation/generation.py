@@ -67,7 +67,7 @@ def generate(
 def open_for(subject: Subject, batches: Sequence[Batch]) -> Session:
     """A session that can decode all of `batches`, which differ in their lengths alone."""
     settings = batches[0].settings
-    return subject.open(settings.cfg_scale > 0, wanted(settings))
+    return subject.open(settings.cfg_scale > 0, wanted(settings), settings.cache != "none")
 
 
 def decode_batch(subject: Subject, session: Session, batch: Batch, step: Step) -> list[Answer]:
@@ -77,8 +77,9 @@ def decode_batch(subject: Subject, session: Session, batch: Batch, step: Step) -
     task = make_task(model, settings, canvas, start, key_mask)
     forwards, calls = np.zeros(len(canvas), np.int64), most_calls(settings)
     for call in decode(session, model, settings, canvas, start, key_mask):
-        # a row that commits nothing would not have been fed alone
-        forwards[np.unique([row for row, _, _ in call.commits]).astype(np.int64)] += 1
+        # a row that changes nothing would not have been fed alone, but for a last look at a block
+        changed = {row for row, *_ in call.commits} | {row for row, *_ in call.edits}
+        forwards[sorted(changed)] += 1
         if calls > 0:
             calls -= 1
             step()
@@ -88,8 +89,9 @@ def decode_batch(subject: Subject, session: Session, batch: Batch, step: Step) -
 
 
 def _answer(subject: Subject, task: Task, row: int, forwards: int) -> Answer:
-    stop = int(first_stop(task.canvas[[row]], task.prompt_length, task.model)[0])
+    end = task.prompt_length + task.settings.gen_length  # block-causal models may go further
+    stop = min(int(first_stop(task.canvas[[row]], task.prompt_length, task.model)[0]), end)
     shown = task.canvas[row, shown_from(task, row) : stop].tolist()
     text = subject.text.decode(shown) if subject.text else ",".join(map(str, shown))
-    last = min(stop + 1, task.canvas.shape[1])  # the end-of-text token was generated too
+    last = min(stop + 1, end)  # the end-of-text token was generated too
     return Answer(text, last - task.prompt_length, forwards)

@@ -7,7 +7,7 @@ from typing import Any
 from exporter.errors import UserError
 from exporter.evaluation.batches import Item
 from exporter.evaluation.subject import Subject
-from exporter.runtime.settings import Settings
+from exporter.runtime.settings import Settings, check_blocks
 from exporter.tasks import Example
 
 
@@ -22,6 +22,9 @@ def make_items(
     """
     lengths = {example.gen_length for example in examples}
     settings = {length: settings_for(subject.settings, given, length) for length in lengths}
+    if subject.facts.attention == "full":
+        for chosen in settings.values():
+            check_blocks(chosen)
     items = [
         Item(index, example, encode(subject, example, chat), settings[example.gen_length])
         for index, example in enumerate(examples)

@@ -67,7 +67,7 @@ def simulated_subject(
             )  # fmt: skip
         return simulated(checkpoint, made.quantized, made.recipe, device_of(device), room(device))
 
-    def session(guided: bool, wanted: frozenset[str]) -> Session:
+    def session(guided: bool, wanted: frozenset[str], cached: bool) -> Session:
         return FloatSession(model(), plain.facts.vocab_size)
 
     plain = model_subject(checkpoint, float_model(checkpoint, device), digest)

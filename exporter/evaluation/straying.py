@@ -93,8 +93,9 @@ def follow(
     left = [b for b in batches if not all(item.index in done for item in b.items)]
     if not left:
         return run.complete(PART, done, [])
-    names = TOP | wanted(left[0].settings)
-    session, float_session = subject.open(False, names), twin.open(False, names)
+    settings = left[0].settings
+    how = False, TOP | wanted(settings), settings.cache != "none"
+    session, float_session = subject.open(*how), twin.open(*how)
 
     with progress.stage("trajectories", len(left)) as step:
 

@@ -28,7 +28,8 @@ from exporter.tokenizer import read_tokenizer
 MANIFEST = "manifest.json"
 REFERENCES: dict[str, Reference] = {"reference": "one-step", "reference-steps": "steps"}
 Ids = tuple[int | None, int | None]  # mask and end-of-turn id, where a checkpoint has none
-Open = Callable[[bool, frozenset[str]], Session]  # guided?, reductions that will be asked for
+# guided?, reductions that will be asked for, with a cache?
+Open = Callable[[bool, frozenset[str], bool], Session]
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def model_subject(checkpoint: Checkpoint, model: FloatModel, digest: str) -> Sub
         digest=digest,
         facts=facts,
         settings=default_settings(checkpoint, DecodeOptions()),
-        open=lambda guided, wanted: FloatSession(model, facts.vocab_size),
+        open=lambda guided, wanted, cached: FloatSession(model, facts.vocab_size),
         text=None if tokenizer is None else Text(checkpoint.folder, tokenizer),
         tokenizer=tokenizer,
         logits=lambda: of_model(model),
@@ -122,13 +123,14 @@ def model_subject(checkpoint: Checkpoint, model: FloatModel, digest: str) -> Sub
 def bundle_subject(bundle: Bundle, hardware: Hardware) -> Subject:
     """A bundle, run by ONNX Runtime."""
 
-    def opened(guided: bool, wanted: frozenset[str]) -> Session:
+    def opened(guided: bool, wanted: frozenset[str], cached: bool) -> Session:
         return open_session(
-            bundle, guided, wanted, hardware.provider, hardware.threads, hardware.accuracy_level
-        )
+            bundle, guided, wanted, hardware.provider, hardware.threads, hardware.accuracy_level,
+            cached,
+        )  # fmt: skip
 
     def logits() -> RawLogits:
-        return of_bundle(opened(False, frozenset({"logits"})), bundle.model)
+        return of_bundle(opened(False, frozenset({"logits"}), False), bundle.model)
 
     has_logits = any("logits" in graph.outputs for graph in bundle.graphs)
     content = (bundle.folder / MANIFEST).read_bytes()

@@ -30,6 +30,7 @@ class ModelFacts:
     eot_id: int | None
     pad_id: int
     special_ids: tuple[int, ...]  # columns of special_bias
+    block_length: int | None = None  # of a block-causal mask, in tokens
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Graph:
     path: str  # relative to the bundle
     guided: bool  # takes conditional and unconditional rows
     outputs: tuple[str, ...]
+    cached: bool = False  # keeps keys and values between calls
 
 
 @dataclass(frozen=True)
@@ -90,5 +92,5 @@ def read_bundle(folder: Path) -> Bundle:
 
 def _facts(kind: type, data: dict[str, Any]) -> Any:
     """A dataclass from the entries of `data` that it names; lists become tuples."""
-    values = {field.name: data[field.name] for field in fields(kind)}
+    values = {field.name: data[field.name] for field in fields(kind) if field.name in data}
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

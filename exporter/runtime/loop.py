@@ -1,29 +1,28 @@
 """The decode loop: which positions are open, one forward, which candidates to commit; again.
 
 The same code decodes in a bundle and drives the float model in calibration and in the gate. Rows of
-a batch are independent: own quotas, own random numbers, own end. A row with nothing to do is not
-fed to the model, and a call in which no row has anything to do is skipped.
+a batch are independent: own quotas, own random numbers, own end. Without a cache a row with nothing
+to do is not fed to the model. A call in which no row has anything to do is skipped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from .bundle import ModelFacts
-from .candidates import Candidates, candidates
+from .candidates import candidates
+from .early_commit import ready
 from .ending import close_finished
 from .errors import UserError
-from .forward import forward
-from .plan import Call, Generators, calls
-from .rules import above_threshold, surest, weighted, within_factor
-from .session import Bools, Floats, Ints, Reductions, Session
+from .forward import Feeder
+from .plan import calls
+from .selection import Commit, Edit, select
+from .session import Bools, Ints, Reductions, Session
 from .settings import Settings
 from .task import Task, make_task
-
-Commit = tuple[int, int, int]  # (row, position, id)
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,13 @@ class Step:
 
     index: int
     block: int
-    canvas_before: Ints  # [B, L] what the model saw
+    canvas_before: Ints  # [B, L] what the model saw, from `start` to `stop`
     window: Ints  # [W] positions that were predicted
     commits: list[Commit]  # ascending
     reductions: Reductions  # [B, W]; rows that were not fed hold -1 and infinity
+    start: int = 0  # of what was fed
+    stop: int = 0  # its end; block-causal models see nothing behind it
+    edits: list[Edit] = field(default_factory=list)  # tokens replaced by others, or by the mask
 
 
 @dataclass
@@ -75,75 +77,64 @@ def decode(
 ) -> Iterator[Step]:
     """Fill the masks of `canvas` [B, L] in place and yield one `Step` for each model call.
 
-    The generated region, `gen_length` long, starts at `prompt_length`. Masks before it are filled
-    too: first by block samplers, together with the rest by canvas samplers. Tokens that stand are
-    never changed, and no mask is left at the end. With `early_stop` a row ends at its first
-    end-of-text token once no mask is left before it; masks behind it become end-of-text tokens.
-    `result` is filled on the way. Raises `UserError` for what this loop cannot decode, and for a
-    session that predicts the mask id.
+    The generated region, `gen_length` long, starts at `prompt_length`; block-causal models fill
+    their last block to its end. Masks before it are filled too: first by block samplers, together
+    with the rest by canvas samplers. Tokens that stand at the start are never changed, and no mask
+    is left at the end. With `early_stop` a row ends at its first end-of-text token once no mask is
+    left before it, or with the block where the sampler `finishes`; masks behind it become
+    end-of-text tokens. `result` is filled on the way. Raises `UserError` for what this loop cannot
+    decode, and for a session that predicts the mask id.
     """
     task = make_task(model, settings, canvas, prompt_length, key_mask)
     result = Result(canvas) if result is None else result
     rngs = [np.random.Generator(np.random.PCG64([settings.seed, r])) for r in range(len(canvas))]
-    ended = _end_rows(task)
+    feed = Feeder(session, task)
+    if settings.early_stop and _ended(task):
+        return
     for index, call in enumerate(calls(task, rngs)):
-        if ended:
-            return
-        if not call.open.any():
+        if not call.rows.any():
             result.skipped += 1
             continue
-        before, window = canvas.copy(), np.flatnonzero(call.open.any(0))
-        found = forward(session, task, call.open, window)
-        open_ = call.open[:, window]
-        offered = candidates(found, open_, model, settings, rngs)
+        before, watched = canvas.copy(), call.places
+        if settings.early_commit:
+            watched = watched | task.masked() & call.rows[:, None]
+        window = np.flatnonzero(watched.any(0))
+        found, start, stop = feed(call, window)
+        whole = np.full(len(canvas), call.whole)
+        if settings.early_commit:
+            whole |= ready(found, watched[:, window], task)
+        places = np.where(whole[:, None], watched, call.places)
+        offered = candidates(found, places[:, window], model, settings, rngs)
         result.forwards += 1
         result.inexact_draws += offered.inexact
-        result.nans += int(np.isnan(found["rest"][open_]).sum())
-        commits = _choose(offered, call, window, settings, rngs)
-        _write(task, commits)
-        ended = _end_rows(task)
-        yield Step(index, call.block, before, window, commits, found)
+        result.nans += int(np.isnan(found["rest"][places[:, window]]).sum())
+        commits, edits = select(offered, found, call, window, task, rngs, whole)
+        _write(task, commits, edits)
+        ended = settings.early_stop and settings.stops_at_once and _ended(task)
+        yield Step(index, call.block, before, window, commits, found, start, stop, edits)
+        if ended:
+            return
 
 
-def _end_rows(task: Task) -> bool:
-    """Early stop: close the finished rows; True when all are."""
-    if not task.settings.early_stop:
-        return False
+def _ended(task: Task) -> bool:
+    """Close the finished rows; True when all are."""
     return bool(close_finished(task.canvas, task.prompt_length, task.model).all())
 
 
-def _choose(
-    offered: Candidates, call: Call, window: Ints, settings: Settings, rngs: Generators
-) -> list[Commit]:
-    """What the rule of the sampler takes from each row."""
-    commits: list[Commit] = []
-    for row in np.unique(offered.rows):
-        first, last = np.searchsorted(offered.rows, [row, row + 1])
-        doubt = offered.doubt[first:last]
-        quota = len(doubt) if call.quota is None else int(call.quota[row])
-        for place in first + np.sort(_take(doubt, quota, settings, rngs[row])):
-            position = int(window[offered.columns[place]])
-            commits.append((int(row), position, int(offered.ids[place])))
-    return commits
-
-
-def _take(doubt: Floats, quota: int, settings: Settings, rng: np.random.Generator) -> Ints:
-    if settings.sampler == "threshold":
-        return above_threshold(doubt, settings.threshold)
-    if settings.sampler == "factor":
-        return within_factor(doubt, settings.factor)
-    if settings.by_canvas and settings.sampler != "origin" and settings.alg_temp:
-        return weighted(doubt, quota, settings, rng)
-    return surest(doubt, quota)
-
-
-def _write(task: Task, commits: list[Commit]) -> None:
-    model = task.model
+def _write(task: Task, commits: list[Commit], edits: list[Edit]) -> None:
     for row, position, token in commits:
-        if token == model.mask_id or not 0 <= token < model.vocab_size:
-            raise UserError(
-                f"the model predicted id {token} at row {row}, position {position}: it is the mask"
-                f" id {model.mask_id}, or not among the {model.vocab_size} of the vocabulary",
-                hint="the graph must suppress these: build the bundle again",
-            )
-        task.canvas[row, position] = token
+        task.canvas[row, position] = _checked(task.model, row, position, token)
+    for row, position, _, token in edits:
+        remasked = task.settings.rule.held  # and not predicted
+        new = token if remasked else _checked(task.model, row, position, token)
+        task.canvas[row, position] = new
+
+
+def _checked(model: ModelFacts, row: int, position: int, token: int) -> int:
+    if token == model.mask_id or not 0 <= token < model.vocab_size:
+        raise UserError(
+            f"the model predicted id {token} at row {row}, position {position}: it is the mask"
+            f" id {model.mask_id}, or not among the {model.vocab_size} of the vocabulary",
+            hint="the graph must suppress these: build the bundle again",
+        )
+    return token

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .schedule import Block, Floats32, block_steps, blocks, dream_quota, dream_shares, even_split
+from .ending import close_finished
+from .schedule import (
+    Block,
+    Floats32,
+    block_steps,
+    dream_quota,
+    dream_shares,
+    even_block_steps,
+    even_split,
+)
 from .session import Bools, Ints
 from .task import Task
 
@@ -18,63 +27,203 @@ Generators = list[np.random.Generator]
 class Call:
     """One call of the upstream loop. Nothing open: it cannot change the canvas."""
 
-    block: int
     open: Bools  # [B, L] masks that it may replace
-    quota: Ints | None  # [B] how many it replaces; None = the rule decides
+    quota: Ints | None = None  # [B] how many it replaces; None = the rule decides
+    edits: Bools | None = None  # [B, L] tokens that it may replace
+    whole: bool = False  # it replaces all that is open
+    seeds: bool = False  # it predicts first tokens of a block from the blocks before it alone
+    block: int = 0
+    members: Bools | None = None  # [B, L] of the block
+
+    @property
+    def rows(self) -> Bools:
+        """[B] rows that it may change."""
+        return np.asarray(self.places.any(1))
+
+    @property
+    def places(self) -> Bools:
+        """[B, L] what it may replace."""
+        return self.open if self.edits is None else self.open | self.edits
+
+
+Schedule = Callable[[Task, Block, Generators], Iterator[Call]]
 
 
 def calls(task: Task, rngs: Generators) -> Iterator[Call]:
     """The calls for a task; reads the canvas as it is by then."""
-    for number, block in enumerate(blocks(task.blank, task.prompt_length, task.settings)):
-        for open_, quota in _block_calls(task, block, rngs):
-            yield Call(number, open_, quota)
+    blocks, schedule = task.blocks(), SCHEDULES[task.settings.rule.schedule]
+    stores = task.causal and task.settings.rule.stores
+    left = task.settings.max_forwards
+    if stores and blocks and _prompt_blocks(task, blocks[0]).any():
+        yield Call(np.zeros_like(task.blank))  # upstream stores the blocks of the prompt
+    for number, block in enumerate(blocks):
+        useful = 0
+        found = schedule(task, block, rngs)
+        if task.model.block_seed == "token":
+            found = _seeded(task, block, found)
+        if left is not None:
+            found = _within(max(1, left // (len(blocks) - number)), found, task, block)
+        for call in found:
+            useful += bool(call.rows.any())
+            yield replace(call, block=number, members=block.members)
+        left = None if left is None else left - useful
+        refreshed = task.settings.cache in ("prefix", "dual") and useful == 1
+        if stores or (refreshed and not _open(task, block).any()):
+            # upstream stores the block, or looks at it again after the call that refreshed all
+            yield Call(np.zeros_like(task.blank), block=number, members=block.members)
+        if task.settings.early_stop and _ended(task):
+            return
 
 
-def _block_calls(task: Task, block: Block, rngs: Generators) -> Iterator[tuple[Bools, Ints | None]]:
-    if task.settings.sampler == "origin":
-        return _lotteries(task, block, rngs)
-    if task.settings.by_canvas:
-        return _dream_calls(task, block)
-    return _quota_calls(task, block) if task.settings.by_quota else _until_full(task, block)
+def _ended(task: Task) -> bool:
+    return bool(close_finished(task.canvas, task.prompt_length, task.model).all())
+
+
+def _prompt_blocks(task: Task, block: Block) -> Bools:
+    """Real tokens [B, L] before the first block that is filled."""
+    start = np.where(block.members.any(1), block.members.argmax(1), 0)
+    return task.key_mask & (np.arange(task.canvas.shape[1]) < start[:, None])
+
+
+def _seeded(task: Task, block: Block, found: Iterator[Call]) -> Iterator[Call]:
+    """Fast-dLLM v2, Nemotron: what stands before a block gives its first token, as in a causal
+    model; then come the calls that fill the block. Upstream stores the blocks before in that call.
+    """
+    first = block.members & (np.cumsum(block.members, axis=1) == 1)
+    first &= np.cumsum(task.key_mask, axis=1) > 1  # nothing stands before the first token
+    if (open_ := first & task.masked()).any():
+        yield Call(open_, whole=True, seeds=True)
+    yield from found
+
+
+def _within(most: int, found: Iterator[Call], task: Task, block: Block) -> Iterator[Call]:
+    """The calls of a block until `most` could change something; the last of these fills it."""
+    useful = 0
+    for call in found:
+        useful += bool(call.rows.any() and not call.seeds)
+        if useful == most:
+            yield Call(_open(task, block), whole=True)
+            return
+        yield call
 
 
 def _open(task: Task, block: Block) -> Bools:
     return block.members & task.masked()
 
 
-def _quota_calls(task: Task, block: Block) -> Iterator[tuple[Bools, Ints]]:
+def _even(task: Task, block: Block, rngs: Generators) -> Iterator[Call]:
     """LLaDA: the masks that the block starts with, split evenly over its calls."""
     blanks = task.blank[:, : task.prompt_length].sum(1)
     start = (block.members & task.blank).sum(1)
     for quota in even_split(start, block_steps(block, blanks, task.settings)).T:
-        yield _open(task, block) & (quota > 0)[:, None], quota
+        yield Call(_open(task, block) & (quota > 0)[:, None], quota)
 
 
-def _until_full(task: Task, block: Block) -> Iterator[tuple[Bools, None]]:
+def _until_full(task: Task, block: Block, rngs: Generators) -> Iterator[Call]:
     """Fast-dLLM: the rule commits at least one token of each row until the block has no mask."""
     while (open_ := _open(task, block)).any():
-        yield open_, None
+        yield Call(open_)
 
 
-def _dream_calls(task: Task, block: Block) -> Iterator[tuple[Bools, Ints]]:
+def _at_most(task: Task, block: Block, rngs: Generators) -> Iterator[Call]:
+    """LFM2.5: no more tokens a call than an even split would have, until the block has no mask."""
+    blanks = task.blank[:, : task.prompt_length].sum(1)
+    quota = -(-block.size // block_steps(block, blanks, task.settings))
+    while (open_ := _open(task, block)).any():
+        yield Call(open_, quota)
+
+
+def _in_steps(task: Task, block: Block, rngs: Generators) -> Iterator[Call]:
+    """Nemotron: the same, in `steps` calls at most; the last of them takes all."""
+    most = task.settings.steps or task.block_length
+    return _within(most, _until_full(task, block, rngs), task, block)
+
+
+def _block_quota(task: Task, block: Block, rngs: Generators) -> Iterator[Call]:
+    """SDAR, LLaDA2.0: the length of a block, split evenly over `steps`, until it has no mask."""
+    length = np.asarray([task.block_length])
+    steps = np.asarray([even_block_steps(task.block_length, task.settings)])
+    for quota in even_split(length, steps)[0]:
+        if not (open_ := _open(task, block)).any():
+            return
+        yield Call(open_, np.full(len(open_), quota))
+
+
+def _editing(task: Task, block: Block, rngs: Generators) -> Iterator[Call]:
+    """LLaDA2.1: tokens of the block may be replaced while it is filled, and in calls after that.
+
+    A row is done after a call without masks that edits nothing, or after `max_post_steps` of them.
+    """
+    settings = task.settings
+    quota = np.full(len(task.canvas), settings.num_to_transfer)
+    post = np.zeros(len(task.canvas), np.int64)
+    done = ~(block.members & task.blank).any(1)
+    while True:
+        open_ = _open(task, block)
+        full = ~open_.any(1)
+        post += full
+        done |= full & (post > settings.max_post_steps)
+        if done.all():
+            return
+        before = task.canvas.copy()
+        edits = block.members & task.blank & ~task.masked() & ~done[:, None]
+        yield Call(open_ & ~done[:, None], quota, edits)
+        done |= full & (task.canvas == before).all(1)
+
+
+def _shares(task: Task, block: Block, rngs: Generators) -> Iterator[Call]:
     """Dream: in each call a share of the masks that are left, all in the last."""
-    for share in _shares(task, block).T:
+    for share in _dream_shares(task, block).T:
         open_ = _open(task, block)
         quota = dream_quota(open_.sum(1), share)
-        yield open_ & (quota > 0)[:, None], quota
+        yield Call(open_ & (quota > 0)[:, None], quota)
 
 
-def _lotteries(task: Task, block: Block, rngs: Generators) -> Iterator[tuple[Bools, None]]:
+def _lotteries(task: Task, block: Block, rngs: Generators) -> Iterator[Call]:
     """Dream's `origin`: each mask is replaced with a probability equal to the share of the call."""
-    for share in _shares(task, block).T:
+    for share in _dream_shares(task, block).T:
         open_ = _open(task, block)
         for row, rng in enumerate(rngs):
             open_[row, open_[row]] = rng.random(int(open_[row].sum())) < share[row]
-        yield open_, None
+        yield Call(open_)
 
 
-def _shares(task: Task, block: Block) -> Floats32:
+def _remasking(task: Task, block: Block, rngs: Generators) -> Iterator[Call]:
+    """P2: call i of n leaves a share (i + 1) / n of the answer standing, masked or not before."""
+    total = task.blank.sum(1)
+    steps = np.full_like(total, task.settings.steps) if task.settings.steps else total
+    for i in range(int(steps.max(initial=0))):
+        masks = np.maximum(total * (steps - i - 1) // np.maximum(steps, 1), 0)
+        active = (i < steps)[:, None]
+        yield Call(task.masked() & active, total - masks, task.blank & ~task.masked() & active)
+
+
+def _dream_shares(task: Task, block: Block) -> Floats32:
     steps = np.maximum(block.size, 1)
     if task.settings.steps is not None:
         steps = np.full_like(steps, task.settings.steps)
     return dream_shares(steps, task.settings.eps)
+
+
+def _sub_blocks(task: Task, block: Block, rngs: Generators) -> Iterator[Call]:
+    """Fast-dLLM v2: parts of a block from left to right, each until it has no mask."""
+    place = np.cumsum(block.members, axis=1) - 1
+    size = task.settings.sub_block_length
+    for start in range(0, task.block_length, size):
+        inside = (place >= start) & (place < start + size)
+        while (open_ := _open(task, block) & inside).any():
+            yield Call(open_)
+
+
+SCHEDULES: Mapping[str, Schedule] = {
+    "even": _even,
+    "at-most": _at_most,
+    "until-full": _until_full,
+    "in-steps": _in_steps,
+    "block-quota": _block_quota,
+    "editing": _editing,
+    "sub-blocks": _sub_blocks,
+    "shares": _shares,
+    "lotteries": _lotteries,
+    "remasking": _remasking,
+}

@@ -59,32 +59,62 @@ def dream_quota(masks: Ints, share: Floats32) -> Ints:
 
 @dataclass(frozen=True)
 class Block:
-    """Positions that are filled together."""
+    """Positions that are filled together; a row that has no such block has no members."""
 
     members: Bools  # [B, L]
-    size: Ints  # [B] tokens
+    size: Ints  # [B] tokens to fill
 
 
-def blocks(masked: Bools, prompt_length: int, settings: Settings) -> list[Block]:
+def blocks(
+    masked: Bools, prompt_length: int, settings: Settings, causal: tuple[Bools, int] | None = None
+) -> list[Block]:
     """The blocks of a canvas in decoding order; `masked` [B, L] is it before the first call.
 
     Canvas samplers have one block, all of it. Block samplers fill the blanks of the prompt first,
     in each row `block_length` of them at a time from the left, then the generated region.
+    Block-causal models, with (key mask [B, L], their block length) in `causal`, have their own
+    blocks.
     """
     blank = masked.copy()
     blank[:, prompt_length:] = False
-    blanks = blank.sum(1)
     if settings.by_canvas:
-        return [Block(np.ones_like(masked), settings.gen_length + blanks)]
-    size, columns = settings.block_length, np.arange(masked.shape[1])
+        return [Block(np.ones_like(masked), settings.gen_length + blank.sum(1))]
+    if causal is not None:
+        return _causal_blocks(masked, *causal)
+    return _blanks(blank, settings.block_length) + _generated(
+        masked.shape, prompt_length, settings.block_length
+    )
+
+
+def _blanks(blank: Bools, size: int) -> list[Block]:
     chunk = (np.cumsum(blank, axis=1) - 1) // size
-    found = []
-    for number in range(-(-int(blanks.max(initial=0)) // size)):
-        members = blank & (chunk == number)
-        found.append(Block(members, members.sum(1)))
-    for start in range(prompt_length, masked.shape[1], size):
-        inside = np.broadcast_to((columns >= start) & (columns < start + size), masked.shape)
+    chunks = [blank & (chunk == n) for n in range(-(-int(blank.sum(1).max(initial=0)) // size))]
+    return [Block(members, members.sum(1)) for members in chunks]
+
+
+def _generated(shape: tuple[int, ...], prompt_length: int, size: int) -> list[Block]:
+    columns, found = np.arange(shape[1]), []
+    for start in range(prompt_length, shape[1], size):
+        inside = np.broadcast_to((columns >= start) & (columns < start + size), shape)
         found.append(Block(inside, inside.sum(1)))
+    return found
+
+
+def _causal_blocks(masked: Bools, key_mask: Bools, size: int) -> list[Block]:
+    """In each row every `size` tokens from its first real one on; from the first mask to the last.
+
+    The n-th blocks of all rows are filled together, wherever they stand.
+    """
+    columns = np.arange(masked.shape[1])
+    first = key_mask.argmax(1)[:, None]
+    number = np.where(key_mask, (columns - first) // size, -1)  # [B, L]
+    opened = masked.any(1)
+    start = np.where(opened, np.take_along_axis(number, masked.argmax(1)[:, None], 1)[:, 0], 0)
+    last = np.where(masked, number, -1).max(1, initial=-1)
+    found = []
+    for n in range(int((last - start + 1)[opened].max(initial=0))):
+        members = (number == (start + n)[:, None]) & (start + n <= last)[:, None]
+        found.append(Block(members, (members & masked).sum(1)))
     return found
 
 
@@ -98,3 +128,14 @@ def block_steps(block: Block, blanks: Ints, settings: Settings) -> Ints:
         return np.maximum(block.size, 1)
     whole = np.maximum(settings.gen_length or blanks, 1)
     return np.maximum(-(-block.size * settings.steps // whole), 1)
+
+
+def even_block_steps(block_length: int, settings: Settings) -> int:
+    """Calls for one block of SDAR and LLaDA2.0, where `steps` is meant for a block.
+
+    LLaDA2.0 takes no more than gen_length // minimal_topk, to commit so many tokens a call.
+    """
+    steps = settings.steps or block_length
+    if "minimal_topk" in settings.rule.reads and settings.minimal_topk > 1:
+        steps = min(steps, settings.gen_length // settings.minimal_topk)
+    return max(1, steps)

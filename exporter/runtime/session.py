@@ -1,4 +1,4 @@
-"""What the loop needs from a model: one method that turns token ids into reductions."""
+"""What the loop needs from a model: a method that turns token ids into reductions, and caches."""
 
 from __future__ import annotations
 
@@ -17,8 +17,27 @@ Reductions = dict[str, Array]
 `id1` int64 [B, W]: arg-max; `l1`: its logit; `l2`: the second logit; `rest`: sum over j != id1 of
 exp(l_j - l1), the odds against id1, so p1 = 1 / (1 + rest); `rest_t`: sum over j != id1 of
 exp((l_j - l1) / temperature); `entropy`: nats; `topk_ids`, `topk_logits` [B, W, K]: descending;
-`logits` [B, S, V]: raw, in debug builds. Floats are float32 or float64.
+`l_held`: the logit of the token that stands at the position, whose probability is
+exp(l_held - l1) / (1 + rest); `logits` [B, Q, V]: raw, in debug builds. Floats are float32 or
+float64.
 """
+
+
+class Cache(Protocol):
+    """Keys and values of all blocks at the positions of a canvas, as `Session.new_cache` made it.
+
+    Only the session that made a cache can read it.
+    """
+
+    @property
+    def rows(self) -> int:
+        """Sequences; under guidance conditional and unconditional ones."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Positions that it can hold."""
+        ...
 
 
 class Session(Protocol):
@@ -33,12 +52,30 @@ class Session(Protocol):
         cfg_scale: float | None,
         temperature: float | None,
         wanted: frozenset[str],
+        cache: Cache | None = None,
+        start: int = 0,
     ) -> Reductions:
-        """Predict the tokens at the positions `window` [W] of `ids` [B, S].
+        """Predict the tokens at the positions `window` [W] of the canvas, from `ids` [B, Q].
 
-        `key_mask` [B, S]: False hides padding. `special_bias` [2, E]: row 0 is added to the logits
+        Without a cache, `ids` are the canvas, or as much of it as is to be seen. With a cache they
+        stand at positions start ... start + Q - 1: their keys and values replace what the cache has
+        there, and their queries see all of it that `key_mask` shows. `key_mask` [B, Q], or
+        [B, length of the cache]: False hides a position, be it padding or behind what is to be
+        seen. In block-causal models a position sees its own block and earlier ones; blocks are
+        counted from the first position that is shown.
+
+        `window` lies within what is fed; where the model has a logits shift, one to the right of
+        it, for the row at p - 1 predicts p (position 0 keeps its own row). It may be empty: then
+        the cache is filled and that is all.
+
+        `special_bias` [2, E]: row 0 is added to the logits
         of the model's special ids, row 1 on top of it inside `rest`, `rest_t` and `entropy` only.
-        With `cfg_scale` s, `ids` and `key_mask` hold 2B rows, the conditional ones c first, and
-        l = u + (s + 1) (c - u). Returns at least the reductions named in `wanted`, with B rows.
+        With `cfg_scale` s, `ids`, `key_mask` and the cache hold 2B rows, the conditional ones c
+        first, and l = u + (s + 1) (c - u). Returns at least the reductions named in `wanted`, with
+        B rows.
         """
+        ...
+
+    def new_cache(self, rows: int, length: int) -> Cache:
+        """An empty cache for `rows` sequences of at most `length` positions."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,28 @@ import numpy.typing as npt
 
 from .bundle import Bundle, Graph
 from .errors import UserError
-from .session import Array, Bools, Ints, Reductions
+from .session import Array, Bools, Cache, Ints, Reductions
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+
+
+TYPES: dict[str, npt.DTypeLike] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+}
+DEVICES = {"CUDAExecutionProvider": "cuda"}  # where other providers keep tensors: cpu
+
+
+@dataclass(frozen=True)
+class OrtCache:
+    """Keys and values [rows, kv heads, length, K] on the device that computes, by input name."""
+
+    rows: int
+    length: int
+    buffers: dict[str, ort.OrtValue]
 
 
 class OrtSession:
@@ -21,7 +40,10 @@ class OrtSession:
 
     def __init__(self, session: ort.InferenceSession) -> None:
         self._session = session
-        self._inputs = {i.name for i in session.get_inputs()}
+        outputs = {o.name for o in session.get_outputs()}
+        inputs = session.get_inputs()
+        self._inputs = {i.name for i in inputs}
+        self._kept = [i for i in inputs if f"{i.name}_out" in outputs]
 
     def forward(
         self,
@@ -32,33 +54,75 @@ class OrtSession:
         cfg_scale: float | None,
         temperature: float | None,
         wanted: frozenset[str],
+        cache: Cache | None = None,
+        start: int = 0,
     ) -> Reductions:
-        """See `session.Session`."""
+        """See `session.Session`. A graph with a cache that is not given one forgets."""
         feeds: dict[str, Array] = {
             "input_ids": ids,
+            "start": np.asarray([start], np.int64),
             "key_mask": key_mask,
-            "window": window.astype(np.int64),
+            # reductions of no position at all are more than ONNX Runtime can do
+            "window": window.astype(np.int64) if len(window) else np.asarray([start], np.int64),
             "special_bias": special_bias,
             "cfg_scale": np.asarray([cfg_scale or 0.0], np.float32),
             "temperature": np.asarray([temperature or 1.0], np.float32),
         }
+        feeds = {n: np.ascontiguousarray(a) for n, a in feeds.items() if n in self._inputs}
         names = sorted(wanted)
-        found = self._session.run(names, {k: v for k, v in feeds.items() if k in self._inputs})
-        return dict(zip(names, found, strict=True))
+        if cache is None and self._kept:
+            cache = self.new_cache(*key_mask.shape)
+        if cache is None:
+            return dict(zip(names, self._session.run(names, feeds), strict=True))
+        assert isinstance(cache, OrtCache)
+        if len(window):
+            return dict(zip(names, self._run_bound(names, feeds, cache), strict=True))
+        self._run_bound([], feeds, cache)
+        shape = (len(ids) // (1 if cfg_scale is None else 2), 0)
+        return {name: np.empty(shape) for name in names}
+
+    def new_cache(self, rows: int, length: int) -> OrtCache:
+        """See `session.Session`."""
+        import onnxruntime as ort
+
+        assert self._kept, "the graph was not opened for calls with a cache"
+        device = DEVICES.get(self._session.get_providers()[0], "cpu")
+        buffers = {}
+        for value in self._kept:
+            sizes = {"rows": rows, "C": length}
+            empty = np.zeros([sizes.get(size, size) for size in value.shape], TYPES[value.type])
+            buffers[value.name] = ort.OrtValue.ortvalue_from_numpy(empty, device, 0)
+        return OrtCache(rows, length, buffers)
+
+    def _run_bound(self, names: list[str], feeds: dict[str, Array], cache: OrtCache) -> list[Array]:
+        """The outputs `names`. Cache buffers are inputs and outputs at once: changed in place."""
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            binding.bind_cpu_input(name, array)
+        for name in names:
+            binding.bind_output(name)
+        for name, buffer in cache.buffers.items():
+            binding.bind_ortvalue_input(name, buffer)
+            binding.bind_ortvalue_output(f"{name}_out", buffer)
+        self._session.run_with_iobinding(binding)
+        return [value.numpy() for value in binding.get_outputs()[: len(names)]]
 
 
-def choose_graph(bundle: Bundle, guided: bool, wanted: frozenset[str]) -> Graph:
-    """The first graph that takes guided rows, or not, and returns what is wanted."""
+def choose_graph(
+    bundle: Bundle, guided: bool, wanted: frozenset[str], cached: bool = False
+) -> Graph:
+    """The first graph with or without guided rows and a cache that returns what is wanted."""
     for graph in bundle.graphs:
-        if graph.guided == guided and wanted <= set(graph.outputs):
+        if (graph.guided, graph.cached) == (guided, cached) and wanted <= set(graph.outputs):
             return graph
     have = "; ".join(
-        f"{g.name}{' (guided)' * g.guided}: {', '.join(g.outputs)}" for g in bundle.graphs
+        f"{g.name}{' (guided)' * g.guided}{' (cached)' * g.cached}: {', '.join(g.outputs)}"
+        for g in bundle.graphs
     )
     raise UserError(
-        f"the bundle has no {'guided ' * guided}graph with the outputs {', '.join(sorted(wanted))};"
-        f" it has {have}",
-        hint="change --sampler, --temperature or --cfg-scale, or build the bundle for it",
+        f"the bundle has no {'cached ' * cached}{'guided ' * guided}graph with the outputs "
+        f"{', '.join(sorted(wanted))}; it has {have}",
+        hint="change --sampler, --cache, --temperature or --cfg-scale, or build the bundle for it",
     )
 
 
@@ -69,15 +133,19 @@ def open_session(
     provider: str | None = None,
     threads: int | None = None,
     accuracy_level: int | None = None,
+    cached: bool = False,
 ) -> OrtSession:
-    """Load the graph of the bundle that can answer; settings left out come from the manifest."""
+    """Load the graph of the bundle that can answer; settings left out come from the manifest.
+
+    `cached`: one whose calls may be given a cache.
+    """
     try:
         import onnxruntime as ort
     except ImportError as error:
         raise UserError(
             "the package onnxruntime is not installed", hint="pip install onnxruntime"
         ) from error
-    graph = choose_graph(bundle, guided, wanted)
+    graph = choose_graph(bundle, guided, wanted, cached)
     path = bundle.folder / graph.path
     if not path.is_file():
         raise UserError(f"{path} is missing", hint="copy the whole bundle, or build it again")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 BLANK = "<mask>"  # in a prompt: one token to fill
 
+Message = dict[str, str]  # {"role": "user" or "assistant", "content": text}
+
 
 class Text:
     """The tokenizer of a bundle."""
@@ -30,9 +32,8 @@ class Text:
 
         With `chat` a prompt without `<mask>` is put into the chat template, where there is one.
         """
-        template = chat_template(self._folder) if chat and BLANK not in prompt else None
-        if template is not None:
-            return self._ids(render(template, prompt, self._folder), special=False)
+        if chat and BLANK not in prompt and self.has_template():
+            return self.encode_chat([{"role": "user", "content": prompt}])
         if BLANK not in prompt:
             return self._ids(prompt, special=True)
         first, *others = prompt.split(BLANK)
@@ -41,9 +42,26 @@ class Text:
             ids += [mask_id, *self._ids(part, special=False)]
         return ids
 
+    def has_template(self) -> bool:
+        """True where the model has a chat template."""
+        return chat_template(self._folder) is not None
+
+    def encode_chat(self, messages: list[Message]) -> list[int]:
+        """Ids of a conversation in the chat template, which there must be, ready for an answer."""
+        template = chat_template(self._folder)
+        assert template is not None
+        return self._ids(render(template, messages, self._folder), special=False)
+
     def decode(self, ids: list[int]) -> str:
         """Text of ids without special tokens; cut characters show as U+FFFD."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+    def piece(self, ids: list[int]) -> str:
+        """Text of neighbouring tokens inside of a text, special tokens by their names."""
+        piece = str(self._tokenizer.decode(ids, skip_special_tokens=False))
+        token = self._tokenizer.id_to_token(ids[0]) or ""
+        # SentencePiece drops the space that a text begins with
+        return " " + piece if token.startswith("\u2581") and not piece.startswith(" ") else piece
 
     def _ids(self, text: str, special: bool) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
@@ -79,8 +97,8 @@ def chat_template(folder: Path) -> str | None:
     return template
 
 
-def render(template: str, prompt: str, folder: Path) -> str:
-    """A conversation of one user message, ready for the answer, as transformers renders it."""
+def render(template: str, messages: list[Message], folder: Path) -> str:
+    """A conversation, ready for the answer, as transformers renders it."""
     try:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:
@@ -95,7 +113,7 @@ def render(template: str, prompt: str, folder: Path) -> str:
     environment.globals["raise_exception"] = _refuse
     config = _config(folder)
     return environment.from_string(template).render(
-        messages=[{"role": "user", "content": prompt}],
+        messages=messages,
         add_generation_prompt=True,
         bos_token=_token(config.get("bos_token")),
         eos_token=_token(config.get("eos_token")),
@@ -118,21 +136,3 @@ def _to_json(value: object, indent: int | None = None) -> str:
 
 def _refuse(message: str) -> NoReturn:
     raise UserError(f"the chat template refuses the prompt: {message}")
-
-
-class Stream:
-    """Prints a growing text as it becomes final, never a part of a character."""
-
-    def __init__(self, text: Text) -> None:
-        self._text = text
-        self._shown = ""
-
-    def more(self, ids: list[int], last: bool = False) -> str:
-        """What can be shown on top of before, now that `ids` are final; all of it at the `last`."""
-        text = self._text.decode(ids)
-        if not last:
-            text = text.rstrip("\ufffd")  # the first bytes of a character
-        if not text.startswith(self._shown):  # the tokenizer joins these tokens differently
-            return "\n" + text if last else ""
-        new, self._shown = text[len(self._shown) :], text
-        return new

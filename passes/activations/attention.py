@@ -27,7 +27,7 @@ class AttentionGrid:
     v_bits: int = FLOAT
     p_bits: int = FLOAT
     p_scale: Literal["static", "row"] = "static"
-    key_mean: bool = True  # subtract the mean of the visible keys before rounding
+    key_mean: bool = True  # subtract the mean of the keys that all see before rounding
     rotation: Tensor | None = None  # (K, K) orthogonal, on queries and keys behind the positions
     v_scale: Tensor | None = None  # (kv heads, K) fp32 > 0; None: a scale a token and head
     v_zero: Tensor | None = None  # (kv heads, K) fp32 whole numbers: the code of the value 0
@@ -39,7 +39,7 @@ class AttentionGrid:
 
 
 def quantize_keys(k: Tensor, visible: Tensor | None, grid: AttentionGrid) -> Tensor:
-    """Keys (B, H, S, K) rounded and back, without their mean over `visible` (B, 1, 1, S) keys."""
+    """Keys (B, H, S, K) rounded and back, without the mean of those `visible` (B, 1, 1, S)."""
     if grid.k_bits == FLOAT:
         return k
     if grid.key_mean:
@@ -99,17 +99,22 @@ def probabilities(q: Tensor, k: Tensor, allowed: Tensor | None) -> Tensor:
 
 
 def quantized_attention(
-    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, grid: AttentionGrid
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    allowed: Tensor | None,
+    common: Tensor | None,
+    grid: AttentionGrid,
 ) -> Tensor:
-    """Attention (B, H, S, K) of q (B, H, S, K) over k and v (B, kv heads, S, K) on `grid`."""
+    """Attention (B, H, Q, K) of q (B, H, Q, K) over k and v (B, kv heads, S, K) on `grid`.
+
+    `allowed` bool (B, 1, 1 or Q, S): who sees whom. `common` bool (B, 1, 1, S): the keys that every
+    query of the canvas sees, be it fed or not; the mean key is theirs, so that rounding does not
+    tell a query of keys that it does not see. None: all.
+    """
     if grid.rotation is not None:
         q, k = q @ grid.rotation, k @ grid.rotation
-    k = quantize_keys(k, shown_to_all(allowed), grid)
+    k = quantize_keys(k, common, grid)
     p = quantize_probabilities(probabilities(round_tokens(q, grid.q_bits), k, allowed), grid)
     v = quantize_values(v, grid)
     return p @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-
-
-def shown_to_all(allowed: Tensor | None) -> Tensor | None:
-    """Keys (B, 1, 1, S) that the last query sees: all but padding, under either mask."""
-    return None if allowed is None else allowed[:, :, -1:, :]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from passes.activations.grid import LEAST_SCALE, ActivationGrid, fake_quantize
-from passes.base import Block, LinearGroup, Stats
+from passes.base import Block, LinearGroup, Stats, seen_enough
 
 BINS = 2**16  # of the histogram that percentiles are read from: 512 to a step of 8 bits
 CLIPS = tuple(step / 50 for step in range(50, 0, -1))  # shares of the largest value, 1 … 0.02
@@ -32,14 +32,21 @@ class StaticScales:
     def __call__(self, block: Block, /) -> Stats:
         """Groups are taken in order: each sees inputs behind the static scales of those before it.
 
-        Stats: `groups`, and the mean share of the largest value that the scales reach.
+        A group that saw hardly a token has a scale a token instead, found at run time. Stats:
+        `groups`, the mean share of the largest value that the scales reach, and `unseen` groups.
         """
-        shares = [
-            self.calibrate(block, group, group.activation)
-            for group in block.groups
-            if group.activation is not None and group.activation.granularity == "tensor"
-        ]
-        return {"groups": len(shares), "covered": sum(shares) / max(len(shares), 1)}
+        shares, unseen = [], 0
+        for group in block.groups:
+            grid = group.activation
+            if grid is None or grid.granularity != "tensor":
+                continue
+            if seen_enough(block, group):
+                shares.append(self.calibrate(block, group, grid))
+            else:
+                block.quantize_inputs(group, replace(grid, granularity="token"))
+                unseen += 1
+        covered = sum(shares) / max(len(shares), 1)
+        return {"groups": len(shares), "covered": covered, "unseen": unseen}
 
     def calibrate(self, block: Block, group: LinearGroup, grid: ActivationGrid) -> float:
         """Set the scale of one group; the share of its largest value that it reaches."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from passes.activations.grid import ActivationGrid, fake_quantize
-from passes.base import Block, LinearGroup, Stats, Team, share
+from passes.base import Block, LinearGroup, Stats, Team, seen_enough, share
 from passes.numerics import WeightGrid
 from passes.transforms.clip import clip_rows, rounded
 from passes.transforms.fold import fold_scale, tie
@@ -39,11 +39,17 @@ class Awq:
             raise ValueError(f"ratios and max_tokens must be positive: {self!r}")
 
     def __call__(self, block: Block, /) -> Stats:
-        """Stats, means over the groups: the relative squared output error of weights rounded
-        to nearest as they were (`rtn_error`) and scaled (`error`), the exponent (`ratio`), and the
+        """Groups that saw hardly a token stay as they are.
+
+        Stats, means over the others: the relative squared output error of weights rounded to
+        nearest as they were (`rtn_error`) and scaled (`error`), the exponent (`ratio`), and the
         share of rows that were clipped (`clipped`).
         """
-        found = [self.improve(block, g, g.grid) for g in block.groups if g.grid is not None]
+        found = [
+            self.improve(block, group, group.grid)
+            for group in block.groups
+            if group.grid is not None and seen_enough(block, group)
+        ]
         sums = torch.tensor(found, dtype=torch.float64).reshape(-1, 4).sum(0).tolist()
         names = ("rtn_error", "error", "ratio", "clipped")
         count = len(found)

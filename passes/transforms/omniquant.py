@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from passes.activations.grid import ActivationGrid, fake_quantize
-from passes.base import Block, LinearGroup, Stats, Team
+from passes.base import Block, LinearGroup, Stats, Team, seen_enough
 from passes.numerics import (
     SMALLEST_SCALE,
     QuantizedLinear,
@@ -49,12 +49,18 @@ class OmniQuant:
         """Stats, means over the groups, on the sample: `error`, the relative squared output error,
         and `rtn_error`, that of rounding to nearest.
         """
-        return means(
-            [self.quantize(block, group, g) for group in block.groups if (g := group.grid)]
-        )
+        found = [self.quantize(block, group, g) for group in block.groups if (g := group.grid)]
+        return means([learned for learned in found if learned is not None])
 
-    def quantize(self, block: Block, group: LinearGroup, grid: WeightGrid) -> "Learned":
-        """Learn the clipping of one group and replace its linears."""
+    def quantize(self, block: Block, group: LinearGroup, grid: WeightGrid) -> "Learned | None":
+        """Learn the clipping of one group and replace its linears.
+
+        One that saw hardly a token is rounded to nearest.
+        """
+        if not seen_enough(block, group):
+            for linear in group.linears:
+                block.replace(linear, round_to_nearest(block.weight(linear), grid))
+            return None
         learned = self.learn(block, group, grid, scale=False)
         weights = [block.weight(linear) for linear in group.linears]
         shares = learned.kept.split([len(weight) for weight in weights])
@@ -114,7 +120,7 @@ class OmniScale:
         """Stats as those of `OmniQuant`, for groups whose inputs are not yet rounded before."""
         found = []
         for group in block.groups:
-            if group.grid is not None and group.source:
+            if group.grid is not None and group.source and seen_enough(block, group):
                 learned = self.search.learn(block, group, group.grid, scale=True)
                 fold_scale(block, group, learned.scale)
                 found.append(learned)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from passes.activations.attention import FLOAT
-from passes.base import Block, Stats
+from passes.base import Block, LinearGroup, Stats
 from passes.transforms.hadamard import hadamard, hadamard_dense, hadamard_split
 from passes.transforms.online import Rotation
 from passes.transforms.turn import fed_by, turn, turn_weights
@@ -81,11 +81,24 @@ class RotateDown:
     """Turn the input of the MLP's last linear, where massive outliers sit, while the model runs."""
 
     def __call__(self, block: Block, /) -> Stats:
-        """Stats: `channels` that are turned, at a `cost` of as many products each."""
-        group = fed_by(block, "up")
+        """Stats: `channels` that are turned, at a `cost` of as many products each; the most of
+        them where a block has several such linears, as with experts.
+        """
+        widths = [self.turn(block, group) for group in gated_outputs(block)]
+        widest = max(widths)
+        return {"channels": widest, "cost": sum(hadamard_split(widest))}
+
+    def turn(self, block: Block, group: LinearGroup) -> int:
+        """Turn the input of one linear; its width."""
         weight = block.weight(group.linears[0])
         turn(block, group, hadamard(weight.shape[1]).to(str(weight.device)))
-        return {"channels": weight.shape[1], "cost": sum(hadamard_split(weight.shape[1]))}
+        return weight.shape[1]
+
+
+def gated_outputs(block: Block) -> list[LinearGroup]:
+    """The last linear of the MLP, or of each expert: the groups behind a linear other than `v`."""
+    linears = {name for group in block.groups for name in group.linears} - {"v"}
+    return [group for group in block.groups if group.source in linears]
 
 
 @dataclass(frozen=True)

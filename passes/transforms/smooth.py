@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from passes.base import Block, LinearGroup, Stats
+from passes.base import Block, LinearGroup, Stats, seen_enough
 from passes.transforms.fold import fold_scale, tie
 
 LEAST = 1e-5  # what scales are clamped to
@@ -16,6 +16,7 @@ class SmoothQuant:
     """Scale the inputs of every group whose inputs are to be rounded.
 
     Groups with float inputs are left alone: scaling would only make their weights harder to round.
+    So are groups that saw hardly a token.
     """
 
     alpha: float = 0.5  # share of the difficulty that goes to the weights: 0 none, 1 all
@@ -27,6 +28,7 @@ class SmoothQuant:
     def __call__(self, block: Block, /) -> Stats:
         """Stats over the groups: largest |x| over mean |x| of channel maxima, before and after."""
         groups = [g for g in block.groups if g.activation is not None and g.source]
+        groups = [group for group in groups if seen_enough(block, group)]
         before, after = 0.0, 0.0
         # A later group divides rows of an earlier one's linear: then the earlier sees what is left.
         for group in reversed(groups):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from passes.base import Block, LinearGroup, Stats, Team, share
+from passes.base import LEAST_TOKENS, Block, LinearGroup, Stats, Team, share
 from passes.numerics import QuantizedLinear, WeightGrid
 from passes.weights.hessian import accumulate_hessian, quadratic
 from passes.weights.rtn import round_to_nearest
@@ -43,7 +43,8 @@ def quantize_groups(block: Block, prepare: Callable[[Tensor], Solver]) -> Stats:
 
     Groups are taken in order; each sees the inputs that the quantized ones before it produce. Stats
     over the linears: `error` (mean) and `worst_error` of the output, `rtn_error` (what rounding to
-    nearest gives on the same inputs), `tokens` (fewest that a group saw).
+    nearest gives on the same inputs), `tokens` (fewest that a group saw), `unseen` (groups that saw
+    too few and are rounded to nearest).
     """
     results = [
         quantize_group(block, group, group.grid, prepare) for group in block.groups if group.grid
@@ -56,6 +57,7 @@ def quantize_groups(block: Block, prepare: Callable[[Tensor], Solver]) -> Stats:
         "worst_error": max(errors, default=0.0),
         "rtn_error": sum(rtn_errors) / max(len(rtn_errors), 1),
         "tokens": min((result.tokens for result in results), default=0),
+        "unseen": sum(result.tokens < LEAST_TOKENS for result in results),
         "dead_columns": sum(result.dead for result in results),
         "damping_retries": sum(result.retries for result in results),
     }
@@ -67,7 +69,7 @@ def quantize_group(
     """Solve the linears of one group and replace them in the block."""
     weights = [block.weight(linear) for linear in group.linears]
     hessian, tokens = collect(block, group, weights[0])
-    solver = prepare(hessian)
+    solver = prepare(hessian) if tokens >= LEAST_TOKENS else Solver(round_to_nearest, 0, 0)
     result = GroupResult(tokens, solver.dead, solver.retries)
     # Rows are independent given H: linears that share an input are solved as one, and a team
     # shares the rows out.

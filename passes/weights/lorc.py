@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from passes.base import Block, LinearGroup, LowRank, Pass, Stats
+from passes.base import Block, LinearGroup, LowRank, Pass, Stats, seen_enough
 from passes.weights.hessian import output_error
 from passes.weights.layerwise import collect
 
@@ -47,8 +47,12 @@ class Lorc:
     def correct(
         self, block: Block, group: LinearGroup, floats: list[Tensor]
     ) -> list[tuple[float, float]]:
-        """Correct the linears of a group; the error of each, before and after."""
-        hessian = collect(block, group, floats[0])[0] if self.weighted else None
+        """Correct the linears of a group; the error of each, before and after.
+
+        One that saw hardly a token is corrected for the least error of its weights.
+        """
+        weighted = self.weighted and seen_enough(block, group)
+        hessian = collect(block, group, floats[0])[0] if weighted else None
         root = None if hessian is None else square_root(hessian)
         errors = []
         for number, (name, weight) in enumerate(zip(group.linears, floats, strict=True)):

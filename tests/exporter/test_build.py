@@ -78,15 +78,16 @@ def argv_of(case: dict[str, Any]) -> list[str]:
         if params.get(name):
             argv += [f"--{name.replace('_', '-')}", str(params[name])]
     argv += [switch for name, switch in SWITCHES.items() if params.get(name)]
-    for prompt in prompts_of(case):
+    prompts = prompts_of(case)
+    for prompt in prompts:
         argv += ["--ids", ",".join(map(str, prompt))]
-    return argv
+    return [*argv, "--batch", str(len(prompts))]
 
 
-def assert_as_upstream(answer: dict[str, Any], case: dict[str, Any]) -> None:
+def assert_as_upstream(shown: str, case: dict[str, Any]) -> None:
     """Tokens, the commits of every call, and the number of calls."""
     expected, width = case["expected"], len(case["prompt"][0])
-    results, prompts = answer.get("results", [answer]), prompts_of(case)
+    results, prompts = [json.loads(line) for line in shown.splitlines()], prompts_of(case)
     assert [prompt + row[width:] for prompt, row in zip(prompts, expected["canvas"], strict=True)] \
         == [result["ids"] for result in results]  # fmt: skip
     commits = [
@@ -98,8 +99,9 @@ def assert_as_upstream(answer: dict[str, Any], case: dict[str, Any]) -> None:
         (step["forward"], *commit) for step in expected["steps"] for commit in step["commits"]
     ]
     assert sorted(commits) == sorted(wanted)
-    assert answer["forwards"] == expected["useful_forwards"]
-    assert answer["forwards"] + answer["skipped"] == expected["forwards"]
+    for result in results:  # the figures of the batch
+        assert result["forwards"] == expected["useful_forwards"]
+        assert result["forwards"] + result["skipped"] == expected["forwards"]
 
 
 @pytest.mark.parametrize(("family", "case"), cases(lambda f, i: (f, i) not in OWN_PROCESS))
@@ -109,7 +111,7 @@ def test_a_bundle_decodes_as_upstream(
     shown = StringIO()
     with redirect_stdout(shown):
         assert decode(float_bundles[family], argv_of(case)) == 0
-    assert_as_upstream(json.loads(shown.getvalue()), case)
+    assert_as_upstream(shown.getvalue(), case)
 
 
 @pytest.mark.parametrize(("family", "case"), cases(lambda f, i: (f, i) in OWN_PROCESS))
@@ -119,7 +121,7 @@ def test_its_own_program_decodes_as_upstream(
     program = [sys.executable, "-I", "-B", str(float_bundles[family] / "decode.py")]
     done = subprocess.run([*program, *argv_of(case)], capture_output=True, text=True, check=True)
     assert not done.stderr
-    assert_as_upstream(json.loads(done.stdout), case)
+    assert_as_upstream(done.stdout, case)
 
 
 def test_all_uncached_cases_are_here() -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from exporter.calibrate import batch_states, calibrate, roll_out
-from exporter.float_session import TOKENS_AT_ONCE, FloatSession
+from exporter.decoding import describe_model, loop_facts
+from exporter.float_session import TOKENS_AT_ONCE, FloatModel, FloatSession
 from exporter.progress import Progress
 from exporter.prompts import Prompts
 from exporter.quant_options import QuantOptions
@@ -24,6 +25,7 @@ from passes.calibrate.cgq import VisibleScore
 from passes.calibrate.states import CalibrationSet, State
 from tests.commands import changed
 from tests.exporter.conftest import Golden
+from tests.fixtures_lower import golden as open_golden
 
 BLOCKS = Settings(gen_length=12, steps=6, block_length=6, early_stop=False)
 THRESHOLD = replace(BLOCKS, sampler="threshold", threshold=0.5, steps=None)
@@ -112,6 +114,31 @@ def test_masks_fall_and_tokens_stay(golden: Golden, settings: Settings) -> None:
             assert torch.equal(after.commit_score[seen], before.commit_score[seen])
             fresh = after.commit_score[before.is_mask & ~after.is_mask]
             assert ((fresh > 0) & (fresh <= 1)).all()
+
+
+@pytest.mark.parametrize("sampler", ["sdar-dynamic", "llada2-edit"])
+def test_block_causal_states_hide_what_is_not_fed(sampler: str) -> None:
+    """In lockstep as alone a state ends with its block, and mask ratios are about that block."""
+    checkpoint = open_golden("sdar")
+    facts = loop_facts(describe_model(checkpoint, "", checkpoint.spec.vocab_size, 64))
+    settings = Settings(
+        sampler, "exact", 10, threshold=0.5, block_length=4, early_stop=False,
+        editing_threshold=0.5, max_post_steps=2,
+    )  # fmt: skip
+    model = FloatModel(checkpoint)
+    pool = roll_out(model, facts, settings, ASKED, Alone(), Progress())
+    session = FloatSession(model, facts.vocab_size)
+    for number, states in states_by_prompt(pool).items():
+        start = make_canvas([list(PROMPTS[number])], settings.gen_length, facts)
+        *visited, end = states
+        steps = [s for s in decode(session, facts, settings, *start) if s.commits or s.edits]
+        for state, step in zip(visited, steps, strict=True):
+            seen = step.canvas_before[0, : step.stop]
+            assert state.ids[state.valid].tolist() == seen.tolist()
+            assert torch.equal(state.is_mask, state.valid & (state.ids == facts.mask_id))
+            own = seen[max(step.stop - 4, len(PROMPTS[number])) :]
+            assert state.mask_ratio == (own == facts.mask_id).mean()
+        assert end.ids[end.valid].tolist() == start[0][0].tolist()
 
 
 @pytest.mark.parametrize("states", ["mcs", "clean"])

@@ -225,8 +225,8 @@ REFUSED: list[tuple[str, Break, str, str]] = [
     ("llada", set_config(model_type="gpt2"), "model_type `gpt2`", "`llada` .*`Dream`"),
     (
         "dream",
-        set_config(architectures=["DreamForCausalLM"]),
-        r"model_type `Dream` with architectures \['DreamForCausalLM'\]",
+        set_config(architectures=["DreamForNobody"]),
+        r"model_type `Dream` with architectures \['DreamForNobody'\]",
         r"`Dream` \(DreamModel\)",
     ),
     ("llada", set_config(alibi=True), "alibi = True, which is not implemented", "alibi in"),

@@ -69,7 +69,7 @@ def test_wrong_usage_exits_2_and_tells_the_right_one(argv: list[str]) -> None:
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 @pytest.mark.parametrize(
-    "command", ["", "build", "run", "verify", "inspect", "targets", "recipes", "doctor"]
+    "command", ["", "build", "run", "chat", "verify", "inspect", "targets", "recipes", "doctor"]
 )
 def test_every_command_has_help(command: str, flag: str) -> None:
     outcome = dqexport(*command.split(), flag)
@@ -120,6 +120,7 @@ def test_run_is_the_loop_of_the_bundle(reference_bundle: Path) -> None:
 
 def test_run_passes_on_the_codes_of_the_loop(reference_bundle: Path) -> None:
     assert dqexport("run", reference_bundle, "--threads", "0", "--ids", "1").code == 2
-    refused = dqexport("run", reference_bundle, "--ids", "1", "--cache", "dual")
-    assert_refused(refused, "dual cache", "--cache none")
+    refused = dqexport("run", reference_bundle, "--ids", "1", "--cache", "exact")
+    assert_refused(refused, "no exact cache", "--cache none")
+    assert dqexport("chat", reference_bundle, "--ids", "1").code == 2
     assert_refused(dqexport("run", "/nowhere", "--ids", "1"), "/nowhere", "dqexport build")

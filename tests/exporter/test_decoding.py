@@ -11,19 +11,23 @@ from hypothesis import strategies as st
 
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.decoding import (
+    BY_BLOCK,
     MAX_CANVAS,
     MODEL_CALLS,
     DecodeOptions,
     comparable,
     default_settings,
     describe_model,
+    for_answer,
     longest_canvas,
     loop_facts,
+    most_calls,
+    with_room,
 )
 from exporter.errors import UserError
 from exporter.manifest import ModelFacts
 from exporter.runtime.errors import UserError as RuntimeUserError
-from exporter.runtime.settings import BLOCK_SAMPLERS, CANVAS_SAMPLERS, Settings
+from exporter.runtime.settings import BLOCK_SAMPLERS, CACHES, CANVAS_SAMPLERS, Settings
 from tests.fixtures_lower import GOLDEN, golden, golden_variant
 
 NOTHING = DecodeOptions()
@@ -39,6 +43,29 @@ def with_generation(tmp_path: Path, family: str, content: object) -> Checkpoint:
 def test_a_family_has_its_upstream_rule() -> None:
     assert default_settings(golden("llada"), NOTHING) == Settings(sampler="low-confidence")
     assert default_settings(golden("dream"), NOTHING).sampler == "entropy"
+
+
+def test_block_causal_families_have_the_exact_cache_and_their_own_blocks() -> None:
+    sdar = default_settings(golden("sdar"), NOTHING)
+    assert sdar == Settings(sampler="sdar-dynamic", cache="exact", block_length=4)
+    llada2 = default_settings(open_checkpoint(GOLDEN / "llada2", 206), DecodeOptions(gen_length=50))
+    assert (llada2.sampler, llada2.gen_length, llada2.block_length) == ("llada2-threshold", 50, 32)
+
+
+def test_another_block_length_than_that_of_the_attention_is_refused() -> None:
+    assert default_settings(golden("sdar"), DecodeOptions(block_length=4)).block_length == 4
+    with pytest.raises(UserError, match="length of 8 does not go with attention in blocks of 4"):
+        default_settings(golden("sdar"), DecodeOptions(block_length=8))
+
+
+def test_sdar_has_its_generation_config(tmp_path: Path) -> None:
+    content = {
+        "remasking_strategy": "low_confidence_static",
+        "denoising_steps": 2,
+        "threshold": 0.7,
+    }
+    found = default_settings(with_generation(tmp_path, "sdar", content), NOTHING)
+    assert (found.sampler, found.steps, found.threshold) == ("sdar-static", 2, 0.7)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +173,7 @@ def deployed(draw: st.DrawFn) -> Settings:
             top_k=draw(st.none() | st.just(5)),
             top_p=draw(st.none() | st.just(0.9)),
             alg_temp=draw(st.none() | st.just(0.5)),
+            cache=draw(st.sampled_from(CACHES)),
             eos_inf=draw(st.booleans()),
             confidence_eos_inf=draw(st.booleans()),
         )
@@ -158,19 +186,46 @@ def deployed(draw: st.DrawFn) -> Settings:
 def test_schedules_are_made_comparable(settings: Settings) -> None:
     """No chance, no guidance, no stop; the same rule and lengths; few calls."""
     found = comparable(settings)
-    kept = ("sampler", "cache", "gen_length", "block_length", "threshold", "factor", "eps")
+    assert found.cache == ("exact" if settings.cache == "exact" else "none")
+    kept = ("sampler", "gen_length", "block_length", "threshold", "factor", "eps")
     assert all(getattr(found, name) == getattr(settings, name) for name in kept)
     assert (found.temperature, found.cfg_scale, found.early_stop) == (0.0, 0.0, False)
     assert (found.top_k, found.top_p, found.alg_temp) == (None, None, None)
     assert (found.eos_inf, found.confidence_eos_inf) == (False, False)
     assert not found.reshapes
-    wanted = settings.steps or settings.gen_length
-    calls = found.steps or found.gen_length
     blocks = 1 if settings.by_canvas else settings.gen_length // settings.block_length
+    wanted, calls = settings.steps or settings.gen_length, found.steps or found.gen_length
+    if settings.rule.schedule in BY_BLOCK:
+        wanted, calls = most_calls(settings), most_calls(found)
     assert calls <= max(MODEL_CALLS, blocks)  # a block takes one call at least
     assert calls == wanted or wanted > MODEL_CALLS
     assert calls > min(wanted, MODEL_CALLS) / 2
     assert comparable(found) == found
+
+
+def test_an_answer_of_its_own_length_keeps_the_rate() -> None:
+    half = Settings(gen_length=32, block_length=8, steps=16)
+    found = for_answer(half, 12, block_causal=False)
+    assert (found.gen_length, found.block_length, found.steps) == (12, 4, 12)
+    assert for_answer(half, None, block_causal=False) == half
+    blocks = Settings(sampler="sdar-static", gen_length=32, block_length=8, steps=4)
+    assert for_answer(blocks, 13, block_causal=True) == replace(blocks, gen_length=13)
+
+
+def test_calls_of_a_roll_out_are_bounded_by_the_rule() -> None:
+    plan = Settings(gen_length=32, block_length=8, steps=16)
+    assert most_calls(plan) == 16
+    assert most_calls(replace(plan, sampler="threshold")) == 32
+    assert most_calls(replace(plan, sampler="sdar-dynamic", steps=3)) == 12
+    assert most_calls(replace(plan, sampler="sdar-dynamic", steps=9)) == 32
+    assert most_calls(replace(plan, sampler="llada2-edit", max_post_steps=2)) == 32 + 4 * 3
+
+
+def test_a_large_cache_is_left_out() -> None:
+    """Of sdar: 2 layers of 2 heads of 32 channels, keys and values in fp32: 1 KiB a position."""
+    exact, spec = Settings(sampler="sdar-static", cache="exact"), golden("sdar").spec
+    assert with_room(exact, spec, 1024, 1024) == exact
+    assert with_room(exact, spec, 1024, 1025).cache == "none"
 
 
 # What the loop is told

@@ -14,8 +14,8 @@ from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.decoding import describe_model, loop_facts
 from exporter.errors import UserError
 from exporter.families import block_shapes
+from exporter.linear_groups import group_of_each
 from exporter.lower import write_weights
-from exporter.model import LINEARS
 from exporter.planner import Needs, bits_a_weight, check_fits, estimate
 from exporter.progress import Progress
 from exporter.prompts import used_vocabulary
@@ -102,10 +102,28 @@ def test_bits_a_weight_are_those_of_the_files_to_the_byte(
     checkpoint = golden(family)
     recipe = replace(make_recipe(name, checkpoint.spec, options, "fp32"), high=high)
     sizes = sizes_of_linears(checkpoint, recipe, tmp_path)
-    count = sum(math.prod(block_shapes(checkpoint.spec)[linear]) for linear in LINEARS)
-    told = bits_a_weight(checkpoint.spec, recipe) * count * checkpoint.spec.layers / 8
+    count = sum(
+        math.prod(block_shapes(checkpoint.spec, i)[name])
+        for i in range(checkpoint.spec.layers)
+        for name in group_of_each(checkpoint.spec, i)
+    )
+    told = bits_a_weight(checkpoint.spec, recipe) * count / 8
     assert told == pytest.approx(sizes[0], rel=1e-12)
     assert estimate(checkpoint.spec, recipe, CANVAS).work == pytest.approx(sizes[1], abs=1)
+
+
+@pytest.mark.parametrize("family", ["llada2", "lladamoe"])
+def test_experts_count_to_the_byte(family: str, tmp_path: Path) -> None:
+    spec = golden(family).spec
+    recipe = make_recipe("w4a16-rtn", spec, QuantOptions(), "fp32")
+    sizes = sizes_of_linears(golden(family), recipe, tmp_path)
+    count = sum(
+        math.prod(block_shapes(spec, index)[name])
+        for index in range(spec.layers)
+        for name in group_of_each(spec, index)
+    )
+    assert bits_a_weight(spec, recipe) == pytest.approx(8 * sizes[0] / count, rel=1e-12)
+    assert estimate(spec, recipe, CANVAS).work == pytest.approx(sizes[1], abs=1)
 
 
 def test_the_last_group_of_a_ragged_linear_has_a_whole_scale(tmp_path: Path) -> None:
@@ -131,9 +149,10 @@ def sizes_of_linears(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> tu
         Progress(),
     )  # fmt: skip
     layers = range(checkpoint.spec.layers)
-    names = [f"{i}.{linear}{part}" for i in layers for linear in LINEARS for part in FILE_PARTS]
+    linears = [list(group_of_each(checkpoint.spec, i)) for i in layers]
+    names = [f"{i}.{name}{part}" for i in layers for name in linears[i] for part in FILE_PARTS]
     entries = [read_header(file) for file in quantized.folder.glob("*.safetensors")]
-    parts = [linear + part for linear in LINEARS for part in BLOCK_PARTS]
+    parts = [name + part for name in {n for each in linears for n in each} for part in BLOCK_PARTS]
     return (
         sum(stored.tensors[name].length or 0 for name in names if name in stored.tensors),
         sum(block[part].size for block in entries for part in parts if part in block),

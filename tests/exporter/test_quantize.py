@@ -9,19 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from exporter.calibrate import batch_states, calibrate
+from exporter.calibrated_block import Batch, CalibratedBlock
 from exporter.layer import Layer
 from exporter.model import GROUPS, make_context, rms_norm, run_block
 from exporter.progress import Progress
 from exporter.prompts import Prompts
 from exporter.quant_options import QuantOptions
-from exporter.quantize import (
-    Batch,
-    CalibratedBlock,
-    Quantized,
-    check_block,
-    check_done,
-    quantize,
-)
+from exporter.quantize import Quantized, check_block, check_done, quantize
 from exporter.recipes import Recipe, make_recipe
 from exporter.runtime.settings import Settings
 from exporter.work import open_work

@@ -13,10 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exporter.calibrated_block import CalibratedBlock
 from exporter.float_session import FloatModel
 from exporter.model import make_context, run_block
 from exporter.quant_options import QuantOptions
-from exporter.quantize import CalibratedBlock, Quantized, make_batches, open_block
+from exporter.quantize import Quantized, make_batches, open_block
 from exporter.quantized_block import QuantizedBlock, load, save
 from exporter.recipes import make_recipe
 from exporter.simulate import turned

@@ -14,8 +14,14 @@ from exporter.reductions import SUPPRESSED, Reductions
 from exporter.runtime.session import Array
 
 EPS = float(np.finfo(np.float64).eps)
-NAMES = {"id1", "l1", "rest", "entropy", "rest_t"}
+NAMES = {"id1", "l1", "rest", "entropy", "rest_t", "l_held"}
 SAMPLE = {"l2", "topk_ids", "topk_logits"}
+
+
+def held_ids(logits: Array) -> Array:
+    """Any id for each row."""
+    rows, vocab = logits.shape
+    return np.asarray(np.random.default_rng(rows).integers(0, vocab, rows))
 
 
 def direct(logits: Array, bias: Array, temperature: float, top_k: int) -> dict[str, Array]:
@@ -37,6 +43,7 @@ def direct(logits: Array, bias: Array, temperature: float, top_k: int) -> dict[s
         "entropy": -(p * np.log(np.where(p > 0, p, 1.0))).sum(-1),
         "topk_ids": order[:, :top_k],
         "topk_logits": best[:, :top_k],
+        "l_held": logits[np.arange(len(logits)), held_ids(logits)],
     }
 
 
@@ -44,7 +51,7 @@ def sliced(
     logits: Array, bias: Array, temperature: float, top_k: int, cuts: list[int]
 ) -> dict[str, Array]:
     """The same, from slices of the vocabulary that end at `cuts` and at its end."""
-    reductions = Reductions(top_k, temperature)
+    reductions = Reductions(top_k, temperature, torch.from_numpy(held_ids(logits)))
     edges = [0, *sorted(set(cuts) - {0, logits.shape[1]}), logits.shape[1]]
     for start, stop in pairwise(edges):
         part = torch.from_numpy(logits[:, start:stop].copy())
@@ -89,7 +96,7 @@ def test_slices_equal_a_direct_softmax(problem: Problem) -> None:
     got = sliced(logits, bias, t, top_k, problem.cuts)
     want = direct(logits, bias, t, top_k)
     assert got.keys() == NAMES | SAMPLE
-    for name in ("id1", "l1", "l2", "topk_ids", "topk_logits"):  # nothing is computed
+    for name in ("id1", "l1", "l2", "l_held", "topk_ids", "topk_logits"):  # nothing is computed
         assert np.array_equal(got[name], want[name]), name
     # exponents up to 120 / T are off by eps times their size where they count, sums by V eps
     exponent = 128 / min(t, 1.0)

@@ -9,13 +9,13 @@ from typing import get_args
 import pytest
 import torch
 
+from exporter.calibrated_block import CalibratedBlock
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.families import Spec, block_shapes
 from exporter.float_session import FloatModel
 from exporter.layer import Layer
 from exporter.prompts import encode_examples
 from exporter.quant_options import QuantOptions
-from exporter.quantize import CalibratedBlock
 from exporter.recipes import make_recipe
 from exporter.rotated import READS, WRITES, Rotated
 from exporter.rounded import Rounded
@@ -129,7 +129,7 @@ def test_a_block_is_its_tensors_and_only_those_at_the_stream_are_turned(family: 
     rotated = rotated_golden(family)
     for index in range(rotated.spec.layers):
         block, plain = rotated.block(index), rotated.inner.block(index)
-        assert {n: t.shape for n, t in block.items()} == block_shapes(rotated.spec)
+        assert {n: t.shape for n, t in block.items()} == block_shapes(rotated.spec, index)
         for name, tensor in block.items():
             assert torch.equal(tensor, rotated.tensor(name, index))
             if name in ("attn_norm", "mlp_norm"):

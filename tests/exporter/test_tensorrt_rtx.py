@@ -10,18 +10,24 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 import pytest
 
 from exporter.build import BuildOptions, build
 from exporter.decoding import DecodeOptions
 from ort_ops.int4 import dequantize_blocks, pack_int4
+from tests.fixtures_lower import golden, lower
 
 pytestmark = pytest.mark.trt
 
 CAPABILITY = "SM86"
-PROFILE = {"rows": (2, 4, 16), "S": (9, 19, 64), "W": (1, 8, 64)}  # least, best, most
-GRAPHS = ("full", "full-guided-sample")  # the plainest, and the one that has every operator
+CAPACITY = 64  # of a cache: fixed, for TensorRT scatters into nothing else
+PROFILE = {"rows": (2, 4, 16), "W": (1, 8, 64)}  # least, best, most
+PROFILE |= {"S": (9, 19, 64), "Q": (4, 8, 64)}
+GRAPHS = (  # the plainest of both kinds, and those that have every operator
+    "full", "full-guided-sample", "cached", "cached-guided-sample",
+)  # fmt: skip
 DREAM = Path(__file__).parents[1] / "golden" / "dream"  # biases, shared heads, shift, padding
 TARGETS = ("cpu", "cuda")  # fp32 and fp16 arithmetic
 
@@ -71,12 +77,19 @@ def test_engine_holds_the_packed_weights(
             assert stored.T.tobytes()[:256] not in engine, name  # .T.tobytes() is column by column
 
 
+@pytest.mark.parametrize("graph", ["full", "cached"])
+def test_block_causal_masks_build(trt: Any, graph: str, tmp_path: Path) -> None:
+    lowered = lower(golden("sdar"), "fp16", tmp_path, compute="fp16")
+    assert build_engine(trt, lowered.bundle.folder / "graphs" / f"{graph}.onnx")
+
+
 def build_engine(trt: Any, file: Path) -> bytes:
     """An engine for CAPABILITY. ValueError with what the parser or the builder refused."""
     log = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
+    file = with_capacity(file)
     if not parser.parse_from_file(str(file)):  # from its file, so that weights.bin is found
         raise ValueError("; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)))
     allow_attention_without_a_kernel(trt, network)
@@ -88,6 +101,24 @@ def build_engine(trt: Any, file: Path) -> bytes:
     if engine is None:
         raise ValueError(f"no engine for {file.name}: see stderr")
     return bytes(engine)
+
+
+def with_capacity(file: Path) -> Path:
+    """The graph for caches of CAPACITY positions, beside the weights; itself if it has no cache."""
+    model = onnx.load(file, load_external_data=False)
+    sizes = [
+        size
+        for value in (*model.graph.input, *model.graph.output)
+        for size in value.type.tensor_type.shape.dim
+        if size.dim_param == "C"
+    ]
+    if not sizes:
+        return file
+    for size in sizes:
+        size.dim_value = CAPACITY
+    fixed = file.with_name(f"{file.stem}-{CAPACITY}.onnx")
+    onnx.save(model, fixed)
+    return fixed
 
 
 def allow_attention_without_a_kernel(trt: Any, network: Any) -> None:
@@ -105,9 +136,10 @@ def make_profile(builder: Any, network: Any, file: Path) -> Any:
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         name = network.get_input(index).name
-        dims = [str(getattr(dim, "value", dim)) for dim in axes[name] or ()]
+        dims = [getattr(dim, "value", dim) for dim in axes[name] or ()]
         if PROFILE.keys() & dims:
-            profile.set_shape(name, *([PROFILE[dim][i] for dim in dims] for i in range(3)))
+            spans = [(dim, dim, dim) if isinstance(dim, int) else PROFILE[str(dim)] for dim in dims]
+            profile.set_shape(name, *([span[i] for span in spans] for i in range(3)))
     return profile
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from exporter.checkpoint import open_checkpoint
 from exporter.model import make_context
-from exporter.runtime.session import Array, Bools, Ints, Reductions
+from exporter.runtime.session import Array, Bools, Cache, Ints, Reductions
 from tools import torch_loop
 from tools.bench_decode import main, make_case, race
 from tools.decode_contestants import Contestant, Timed, multiply_adds
@@ -35,9 +35,14 @@ class Sleeper:
         cfg_scale: float | None,
         temperature: float | None,
         wanted: frozenset[str],
+        cache: Cache | None = None,
+        start: int = 0,
     ) -> Reductions:
         time.sleep(FORWARD)
         return {}
+
+    def new_cache(self, rows: int, length: int) -> Cache:
+        raise NotImplementedError
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def request(folder: Path, method: str = "gptq") -> Request:
 
 def test_linears_are_the_shapes_of_a_block(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, Preset.TINY.shape)
-    shapes = block_shapes(open_checkpoint(tmp_path).spec).values()
+    shapes = block_shapes(open_checkpoint(tmp_path).spec, 0).values()
     matrices = {tuple(shape) for shape in shapes if len(shape) == 2}
     assert {(one.out, one.width) for one in linears(Preset.TINY)} == matrices
 

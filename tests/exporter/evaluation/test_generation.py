@@ -140,7 +140,7 @@ def test_what_is_done_is_not_done_again(
     run = Run(tmp_path, {})
     first = generate(tiny, batches, run, False, Progress())
 
-    def closed(guided: bool, wanted: frozenset[str]) -> Session:
+    def closed(guided: bool, wanted: frozenset[str], cached: bool) -> Session:
         raise AssertionError("nothing is left to decode")
 
     assert generate(replace(tiny, open=closed), batches, run, False, Progress()) == first

@@ -81,17 +81,92 @@ def json_of(bundle: Path, capsys: pytest.CaptureFixture[str], *argv: str) -> dic
     return dict(json.loads(capsys.readouterr().out))
 
 
-def test_a_batch_is_told_in_each_prompts_own_positions(
-    bundle: Path, capsys: pytest.CaptureFixture[str]
+def lines_of(bundle: Path, capsys: pytest.CaptureFixture[str], *argv: str) -> list[dict[str, Any]]:
+    assert main(bundle, [*argv, "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("batch", ["1", "2", "3"])
+def test_each_prompt_is_told_in_its_own_positions(
+    bundle: Path, capsys: pytest.CaptureFixture[str], batch: str
 ) -> None:
-    answer = json_of(bundle, capsys, "--ids", "5,7,9,11", "--ids", "5", "--prompt", "ab")
-    for result, length in zip(answer["results"], (4, 1, 2), strict=True):
+    prompts = ("--ids", "5,7,9,11", "--ids", "5", "--prompt", "ab")
+    results = lines_of(bundle, capsys, *prompts, "--batch", batch)
+    for index, (result, length) in enumerate(zip(results, (4, 1, 2), strict=True)):
+        assert result["index"] == index
         assert len(result["ids"]) == length + DECODE.gen_length
         assert sorted(p for _, p, _ in result["trace"]) == list(range(length, len(result["ids"])))
         assert all(result["ids"][p] == token for _, p, token in result["trace"])
         assert isinstance(result["text"], str)
-    assert answer["results"][0]["ids"][:4] == [5, 7, 9, 11]
-    assert answer["forwards"] == DECODE.gen_length
+        assert result["forwards"] == DECODE.gen_length
+        assert result["tokens"] == DECODE.gen_length * result["prompts"]
+    assert results[0]["ids"][:4] == [5, 7, 9, 11]
+    sizes = {"1": [1, 1, 1], "2": [2, 2, 1], "3": [3, 3, 3]}
+    assert [result["prompts"] for result in results] == sizes[batch]
+
+
+def test_a_file_is_decoded_like_its_prompts(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(
+        '{"prompt": "ab", "answer": "x"}\n\n{"ids": [5, 7], "gen_length": 8}\n{"ids": [9]}\n'
+    )
+    results = lines_of(bundle, capsys, "--file", str(file), "--batch", "2")
+    assert [r["index"] for r in results] == [0, 2, 1]  # only equal lengths go together
+    assert [len(r["ids"]) for r in results] == [18, 17, 10]
+    alone = json_of(bundle, capsys, "--ids", "5,7", "--gen-length", "8")
+    assert (results[2]["ids"], results[2]["trace"]) == (alone["ids"], alone["trace"])
+    short = lines_of(bundle, capsys, "--file", str(file), "--gen-length", "8")
+    assert [len(r["ids"]) for r in short] == [10, 10, 9]  # an option is for all
+
+
+@pytest.mark.parametrize("options", [[], ["--no-stream"], ["--batch", "2"]])
+def test_texts_of_several_prompts_are_kept_apart(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    (tmp_path / "prompts.txt").write_text("ab\ncde\n")
+    file = ("--file", str(tmp_path / "prompts.txt"))
+    texts = [r["text"] for r in lines_of(bundle, capsys, *file, *options[-2:])]
+    assert main(bundle, [*file, *options, "--stats"]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"--- 1/2 ---\n{texts[0]}\n--- 2/2 ---\n{texts[1]}\n"
+    assert err.startswith("prompts          2\n") and "tokens/s" in err
+
+
+def test_nothing_is_decoded_where_one_line_is_bad(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    for bad, says in (
+        ('{"ids": [264]}', "id 264 is not in the vocabulary"),
+        ('{"ids": [1], "gen_length": 99}', "more than the 64"),
+        ('{"ids": [1], "gen_length": 12}', "not a multiple of block_length"),
+        ('{"ids": [1}', "not JSON"),
+    ):
+        file.write_text('{"ids": [1]}\n' + bad + "\n")
+        assert main(bundle, ["--file", str(file)]) == 1
+        out, err = capsys.readouterr()
+        assert not out
+        assert err.startswith(f"error: {file}:2: ") and says in err
+
+
+def test_commits_are_streamed_and_the_text_ends_them(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = json_of(bundle, capsys, "--prompt", "ab")
+    assert main(bundle, ["--prompt", "ab", "--stream", "commits"]) == 0
+    commits, _, text = capsys.readouterr().out.partition("\n\n")
+    told = [[int(part) for part in line.split("\t")[:2]] for line in commits.splitlines()]
+    assert told == [entry[:2] for entry in answer["trace"]]
+    assert text == answer["text"] + "\n"
+
+
+def test_watching_needs_a_terminal(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(bundle, ["--ids", "1", "--watch"]) == 1
+    out, err = capsys.readouterr()
+    assert not out
+    assert "--watch draws on a terminal" in err and "hint: drop --watch" in err
 
 
 def test_blanks_are_filled_and_shown_in_place(
@@ -184,13 +259,13 @@ def change(*path: str, to: object) -> Callable[[Path], None]:
         (no_graph, "--ids 1", "full.onnx is missing", "copy the whole bundle"),
         (no_tokenizer, "--prompt a", "no tokenizer.json", "--ids"),
         (change("format", to=2), "--ids 1", "format 2", "decode.py"),
-        (change("model", "attention", to="block-causal"), "--ids 1", "block-causal", "LLaDA"),
+        (change("model", "corruption", to="uniform"), "--ids 1", "uniform corruption", "LLaDA"),
         (change("decode", "colour", to=1), "--ids 1", "colour", "build"),
         (nothing, "--ids 1,264", "id 264 is not in the vocabulary of 264", "0 to 263"),
         (nothing, "--ids 1 --gen-length 64", "more than the 64", "--gen-length"),
         (nothing, "--ids 1 --gen-length 0", "nothing to decode", "<mask>"),
         (nothing, "--ids 1 --gen-length 20 --block-length 8", "not a multiple", "24"),
-        (nothing, "--ids 1 --cache dual", "dual cache", "--cache none"),
+        (nothing, "--ids 1 --cache dual", "no cached graph", "--cache"),
         (nothing, "--ids 1 --provider quantum", "no provider quantum", "--provider"),
         (nothing, "--ids 1 --sampler entropy --cfg-scale 1", "no guided graph", "--sampler"),
     ],
@@ -234,7 +309,23 @@ def test_a_missing_package_is_named(
     assert hint in run.stderr and "Traceback" not in run.stderr
 
 
-@pytest.mark.parametrize("argv", [["--ids", "1,a"], ["--sampler", "best"], ["--threads", "0"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--ids", "1,a"],
+        ["--sampler", "best"],
+        ["--threads", "0"],
+        ["--batch", "0"],
+        ["--json", "--stream", "text"],
+        ["--json", "--watch"],
+        ["--batch", "2", "--stream", "commits"],
+        ["--batch", "2", "--watch"],
+        ["--watch", "0.1", "--no-stream"],
+        ["--watch", "-1"],
+        ["--chat"],
+    ],
+    ids=" ".join,
+)
 def test_wrong_usage_exits_2(
     bundle: Path, capsys: pytest.CaptureFixture[str], argv: list[str]
 ) -> None:

@@ -12,6 +12,7 @@ from exporter.runtime.schedule import (
     dream_quota,
     dream_shares,
     dream_times,
+    even_block_steps,
     even_split,
 )
 from exporter.runtime.settings import Settings
@@ -85,3 +86,46 @@ def test_steps_of_a_block_keep_the_rate_of_the_generated_region() -> None:
     assert [block_steps(b, five, settings)[0] for b in found] == [3, 4, 4]
     alone = Settings(gen_length=0, block_length=2, steps=5)
     assert [block_steps(b, five, alone)[0] for b in blocks(masked[:, :5], 5, alone)] == [2, 2, 1]
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 5),
+    st.lists(
+        st.tuples(st.integers(0, 4), st.lists(st.booleans(), max_size=9), st.integers(0, 9)),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_causal_blocks_count_from_the_first_token_of_each_row(
+    size: int, rows: list[tuple[int, list[bool], int]]
+) -> None:
+    """Each row is padding, a prompt with blanks, and masks up to a whole block."""
+    drawn = [(pad, [*prompt, *[True] * answer]) for pad, prompt, answer in rows]
+    ends = [pad + -(-len(masks) // size) * size for pad, masks in drawn]
+    masked = np.zeros((len(rows), max(*ends, 1)), bool)
+    key_mask = masked.copy()
+    for row, ((pad, masks), end) in enumerate(zip(drawn, ends, strict=True)):
+        masked[row, pad : pad + len(masks)] = masks
+        masked[row, pad + len(masks) : end] = True
+        key_mask[row, pad:end] = True
+    found = blocks(masked, 0, Settings(gen_length=1), (key_mask, size))
+    covered = np.zeros(masked.shape, int)
+    for number, block in enumerate(found):
+        covered += block.members
+        assert np.array_equal((block.members & masked).sum(1), block.size)
+        for row, (pad, _) in enumerate(drawn):
+            places = np.flatnonzero(block.members[row])
+            assert len(places) in (0, size)
+            if len(places):
+                first = np.flatnonzero(masked[row])[0]
+                assert places[0] == pad + ((first - pad) // size + number) * size
+    assert (covered[masked] == 1).all()
+
+
+def test_steps_of_sdar_and_llada2_are_for_a_block() -> None:
+    assert even_block_steps(8, Settings(sampler="sdar-static", steps=3)) == 3
+    assert even_block_steps(8, Settings(sampler="sdar-static")) == 8
+    few = Settings(sampler="llada2-threshold", gen_length=32, minimal_topk=8)
+    assert even_block_steps(8, few) == 4
+    assert even_block_steps(8, Settings(sampler="sdar-static", gen_length=32, minimal_topk=8)) == 8

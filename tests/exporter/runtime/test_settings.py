@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporter.runtime.errors import UserError
-from exporter.runtime.settings import Settings
+from exporter.runtime.settings import Settings, check_blocks
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,11 @@ def test_out_of_range_is_an_error_with_the_value(wrong: dict[str, Any], says: st
 @given(st.integers(1, 200), st.integers(1, 200))
 def test_the_hint_for_a_block_that_does_not_divide_works(length: int, block: int) -> None:
     try:
-        Settings(gen_length=length, block_length=block)
+        check_blocks(Settings(gen_length=length, block_length=block))
     except UserError as error:
         words = error.hint.split()
-        Settings(gen_length=int(words[2]), block_length=block)
-        Settings(gen_length=length, block_length=int(words[5]))
+        check_blocks(Settings(gen_length=int(words[2]), block_length=block))
+        check_blocks(Settings(gen_length=length, block_length=int(words[5])))
     else:
         assert length % block == 0
 
@@ -54,9 +54,10 @@ def test_the_hint_for_a_block_that_does_not_divide_works(length: int, block: int
 @given(st.integers(1, 12), st.integers(1, 100))
 def test_the_hint_for_steps_that_do_not_divide_works(blocks: int, steps: int) -> None:
     try:
-        Settings(gen_length=8 * blocks, block_length=8, steps=steps)
+        check_blocks(Settings(gen_length=8 * blocks, block_length=8, steps=steps))
     except UserError as error:
-        Settings(gen_length=8 * blocks, block_length=8, steps=int(error.hint.split()[2]))
+        steps = int(error.hint.split()[2])
+        check_blocks(Settings(gen_length=8 * blocks, block_length=8, steps=steps))
     else:
         assert steps % blocks == 0
 

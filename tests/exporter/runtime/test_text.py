@@ -1,14 +1,12 @@
-"""Text and ids: templates, blanks, and a stream that never breaks a character."""
+"""Text and ids: templates, blanks, conversations, pieces."""
 
 import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from exporter.runtime.errors import UserError
-from exporter.runtime.text import Stream, Text, chat_template
+from exporter.runtime.text import Text, chat_template
 from tests.tiny_bundle import EOS, MASK, write_tokenizer
 
 TEMPLATE = (
@@ -22,29 +20,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text") / "tokenizer"
     write_tokenizer(folder)
     return folder
-
-
-@settings(deadline=None)
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufffd")))
-def test_a_stream_adds_up_and_never_breaks_a_character(folder: Path, text: str) -> None:
-    tokenizer = Text(folder)
-    if "<|" in text:
-        return
-    ids = tokenizer.encode(text, MASK, chat=False)
-    assert tokenizer.decode(ids) == text
-    stream = Stream(tokenizer)
-    pieces = [stream.more(ids[:n]) for n in range(len(ids) + 1)]
-    assert "\ufffd" not in "".join(pieces)
-    assert "".join(pieces) == text  # nothing is held back once a character is whole
-    assert stream.more(ids, last=True) == ""
-
-
-def test_a_cut_character_shows_at_the_end_only(folder: Path) -> None:
-    tokenizer = Text(folder)
-    ids = tokenizer.encode("a€", MASK, chat=False)[:-1]
-    stream = Stream(tokenizer)
-    assert stream.more(ids) == "a"
-    assert stream.more(ids, last=True) == "\ufffd"
 
 
 def test_blanks_become_mask_ids_and_special_tokens_do_not_show(folder: Path) -> None:
@@ -73,6 +48,29 @@ def test_chat_template_is_found_and_rendered(tmp_path: Path, form: str) -> None:
     assert tokenizer.encode("hi", MASK, chat=True) == want
     assert tokenizer.encode("hi", MASK, chat=False) != want
     assert MASK in tokenizer.encode("hi<mask>", MASK, chat=True)
+
+
+def test_a_conversation_is_rendered_turn_by_turn(tmp_path: Path) -> None:
+    write_tokenizer(folder := tmp_path / "tokenizer")
+    assert not Text(folder).has_template()
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    said = [("user", "hi"), ("assistant", "ho"), ("user", "hm")]
+    ids = Text(folder).encode_chat([{"role": role, "content": text} for role, text in said])
+    assert Text(folder).has_template()
+    assert Text(folder).piece(ids) == "<user>hi<assistant>ho<user>hm<assistant>"
+
+
+def test_pieces_show_special_tokens_and_spaces(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    write_tokenizer(folder := tmp_path / "bytes")
+    text = Text(folder)
+    assert text.piece([*text.encode("a b", MASK, chat=False), EOS]) == "a b<|end|>"
+    words = Tokenizer(models.WordLevel({"\u2581hi": 0, "\u2581you": 1}, unk_token="\u2581hi"))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    sentence = Text(tmp_path, words)
+    assert sentence.decode([0, 1]) == "hi you"
+    assert sentence.piece([0]) + sentence.piece([1]) == " hi you"
 
 
 def test_a_template_may_refuse_but_not_reach_out(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_several_processes_decide_as_one(toy_block: type[ToyBlock], cover: Cover
 def test_other_grids_are_left_alone(toy_block: type[ToyBlock]) -> None:
     for grid in (None, ActivationGrid(8), ActivationGrid(4, "group", 8)):
         block = toy_block(activation=grid)
-        assert StaticScales()(block) == {"groups": 0, "covered": 0}
+        assert StaticScales()(block) == {"groups": 0, "covered": 0, "unseen": 0}
         assert all(group.activation == grid for group in block.groups)
 
 

@@ -83,6 +83,7 @@ def test_the_error_is_that_of_the_weights_that_are_kept() -> None:
     )
     error = (w * (exact - found)).square().sum() / (w * exact).square().sum()
     # 40 products a sum, in an error that is 1 / 15 of the output
+    assert learned is not None
     assert learned.error == pytest.approx(float(error), rel=2 * 45 * 2**-24 * 15)
 
 
