@@ -44,6 +44,7 @@ class BuildOptions:
     decode: DecodeOptions = field(default_factory=DecodeOptions)
     mask_id: int | None = None
     eot_id: int | None = None
+    attention_block: int | None = None  # tokens of a block-causal mask, where config.json is silent
     calib: Path | None = None  # .jsonl or .txt; None: the reference tasks
     calib_prompts: int = 128
     gate_prompts: int = 16
@@ -70,7 +71,9 @@ def build(
     """
     options, progress = options or BuildOptions(), progress or Progress()
     quant, target = options.quant, load_target(target_name)
-    checkpoint = open_checkpoint(folder or reference_folder(), options.mask_id, options.eot_id)
+    checkpoint = open_checkpoint(
+        folder or reference_folder(), options.mask_id, options.eot_id, options.attention_block
+    )
     spec = checkpoint.spec
     recipe = make_recipe(options.recipe or target.default_recipe, spec, quant, target.compute)
     settings = default_settings(checkpoint, options.decode)

@@ -66,6 +66,9 @@ def build(
     max_canvas: Annotated[int | None, typer.Option(min=2, help="Longest canvas.")] = None,
     mask_id: Annotated[int | None, typer.Option(help="Where config.json has none.")] = None,
     eot_id: Annotated[int | None, typer.Option(help="End-of-turn id, if not found.")] = None,
+    attention_block: Annotated[
+        int | None, typer.Option(min=1, help="Of a block-causal mask, if config.json is silent.")
+    ] = None,
     outputs: Annotated[
         Literal["reductions", "logits"], typer.Option(help="logits: graphs return them too.")
     ] = "reductions",
@@ -89,6 +92,7 @@ def build(
         decode=DecodeOptions(sampler, gen_length, steps, block_length, max_canvas),
         mask_id=mask_id,
         eot_id=eot_id,
+        attention_block=attention_block,
         calib=calib,
         calib_prompts=calib_prompts,
         gate_prompts=gate_prompts,

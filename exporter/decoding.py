@@ -86,8 +86,8 @@ def _own_block(checkpoint: Checkpoint, options: DecodeOptions) -> int:
         raise UserError(
             f"A block length of {options.block_length} does not go with attention in blocks of"
             f" {own}",
-            "Leave --block-length out, or set it in the checkpoint's config.json if the model was"
-            " trained with both",
+            "Leave --block-length out; for a model that was trained so,"
+            f" --attention-block {options.block_length} changes the mask",
         )
     return own
 

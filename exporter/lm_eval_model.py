@@ -70,7 +70,7 @@ class DqExport(LM):  # type: ignore[misc]  # lm_eval carries no types
         hardware = Hardware(device, **{k: v for k, v in given.items() if k in HARDWARE})
         self._given, self._progress = given, TerminalProgress()
         with one_kind_of_error():
-            self._subject = open_subject(subject, hardware, self._progress, (None, None))
+            self._subject = open_subject(subject, hardware, self._progress)
         if self._subject.tokenizer is None:
             raise UserError(f"`{subject}` has no tokenizer", "The harness speaks in text: add one")
         self._tokenizer = self._subject.tokenizer

@@ -68,7 +68,7 @@ def ablate(
         trajectory, Hardware(device_of(device)),
     )  # fmt: skip
     with one_kind_of_error():
-        opened = open_tasks(arguments or [], limit, (mask_id, eot_id), progress)
+        opened = open_tasks(arguments or [], limit, (mask_id, eot_id, None), progress)
         trials = run(*opened, options, out, progress)
     found = summarize(trials, bases_of(recipes, base))
     write_atomically(out / "table.md", [markdown(found).encode()])

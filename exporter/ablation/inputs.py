@@ -6,7 +6,7 @@ from exporter.ablation.presets import PRESETS, QUESTIONS
 from exporter.checkpoint import Checkpoint
 from exporter.errors import UserError
 from exporter.evaluation.inputs import read_tasks, split_arguments
-from exporter.evaluation.subject import open_float
+from exporter.evaluation.subject import Ids, open_float
 from exporter.progress import Progress
 from exporter.recipe_names import SCALES, parse
 from exporter.tasks import Example
@@ -15,7 +15,7 @@ from exporter.tasks import Example
 def open_tasks(
     arguments: Sequence[str],
     limit: int | None,
-    ids: tuple[int | None, int | None],
+    ids: Ids,
     progress: Progress,
 ) -> tuple[Checkpoint, str, list[Example]]:
     """The checkpoint, its digest and the examples. Raises UserError."""

@@ -54,6 +54,9 @@ def evaluate(
     ] = False,
     mask_id: Annotated[int | None, typer.Option(help="Where config.json has none.")] = None,
     eot_id: Annotated[int | None, typer.Option(help="End-of-turn id, if not found.")] = None,
+    attention_block: Annotated[
+        int | None, typer.Option(min=1, help="Of a block-causal mask, if config.json is silent.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Of a checkpoint: cpu or cuda.")] = "cpu",
     provider: Annotated[str | None, typer.Option(help="Of a bundle: ONNX Runtime's.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of a bundle: CPU threads.")] = None,
@@ -109,7 +112,16 @@ def evaluate(
     quantization = Quantization(recipe, quant, calib, calib_prompts) if recipe else None
     if recipe is None:
         refuse_idle_flags(quant, calib, work)
-    names = Names(subject, tasks, likelihood, twin, limit, (mask_id, eot_id), quantization, work)
+    names = Names(
+        subject,
+        tasks,
+        likelihood,
+        twin,
+        limit,
+        (mask_id, eot_id, attention_block),
+        quantization,
+        work,
+    )
     options = EvalOptions(
         decode={name: value for name, value in given.items() if value is not None},
         chat=chat_template,

@@ -11,6 +11,7 @@ from exporter.evaluation.choices import Question, read_questions
 from exporter.evaluation.likelihood import MonteCarlo
 from exporter.evaluation.simulated_subject import Quantization, simulated_subject
 from exporter.evaluation.subject import (
+    UNTOLD,
     Hardware,
     Ids,
     Subject,
@@ -37,7 +38,7 @@ class Names:
     likelihood: Path | None = None
     twin: str | None = None  # None: the subject's own checkpoint, where it is one
     limit: int | None = None  # examples a task, and questions
-    ids: Ids = (None, None)
+    ids: Ids = UNTOLD
     quantization: Quantization | None = None  # of a checkpoint, in simulation
     work: Path | None = None  # where quantized blocks are kept; None: nowhere
 

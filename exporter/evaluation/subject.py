@@ -27,7 +27,9 @@ from exporter.tokenizer import read_tokenizer
 
 MANIFEST = "manifest.json"
 REFERENCES: dict[str, Reference] = {"reference": "one-step", "reference-steps": "steps"}
-Ids = tuple[int | None, int | None]  # mask and end-of-turn id, where a checkpoint has none
+# mask id, end-of-turn id and block of a block-causal mask, where a checkpoint does not tell them
+Ids = tuple[int | None, int | None, int | None]
+UNTOLD: Ids = (None, None, None)
 # guided?, reductions that will be asked for, with a cache?
 Open = Callable[[bool, frozenset[str], bool], Session]
 
@@ -58,9 +60,7 @@ class Subject:
     is_float: bool  # the float model itself
 
 
-def open_subject(
-    where: str, hardware: Hardware, progress: Progress, ids: Ids = (None, None)
-) -> Subject:
+def open_subject(where: str, hardware: Hardware, progress: Progress, ids: Ids = UNTOLD) -> Subject:
     """Open a checkpoint folder, a bundle folder, or a name in REFERENCES. Raises UserError."""
     if (folder_of(where) / MANIFEST).is_file():
         return bundle_subject(read_bundle(Path(where)), hardware)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from exporter.ablation.inputs import bases_of, open_tasks, recipes_of
 from exporter.ablation.presets import PRESETS, QUESTIONS
 from exporter.errors import UserError
+from exporter.evaluation.subject import UNTOLD
 from exporter.progress import Progress
 from exporter.recipe_names import SCALES, names, parse
 from exporter.tasks import held_out_examples, held_out_tasks, reference_folder
@@ -65,7 +66,7 @@ def test_a_base_that_is_named_is_that_of_all() -> None:
 
 
 def test_without_arguments_it_is_the_second_reference_model_and_its_tasks() -> None:
-    checkpoint, digest, examples = open_tasks([], 2, (None, None), Progress())
+    checkpoint, digest, examples = open_tasks([], 2, UNTOLD, Progress())
     assert checkpoint.folder == reference_folder("steps")
     assert digest == checkpoint.digest()
     tasks = held_out_tasks("steps")
@@ -86,12 +87,12 @@ def test_answers_that_cannot_be_judged_are_refused(
     good = {"prompt": "_S58982066=", "answer": "02566889"}
     file.write_text("".join(json.dumps(one) + "\n" for one in (good, line)))
     with pytest.raises(UserError, match=says) as refused:
-        open_tasks(["reference", str(file)], None, (None, None), Progress())
+        open_tasks(["reference", str(file)], None, UNTOLD, Progress())
     assert hint in refused.value.hint
-    assert len(open_tasks(["reference", str(file)], 1, (None, None), Progress())[2]) == 1
+    assert len(open_tasks(["reference", str(file)], 1, UNTOLD, Progress())[2]) == 1
 
 
 def test_a_bundle_is_no_checkpoint(tmp_path: Path) -> None:
     tasks = reference_folder() / "tasks" / "sorting.jsonl"
     with pytest.raises(UserError, match="no checkpoint"):
-        open_tasks([str(tmp_path), str(tasks)], 1, (None, None), Progress())
+        open_tasks([str(tmp_path), str(tasks)], 1, UNTOLD, Progress())
