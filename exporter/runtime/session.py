@@ -68,11 +68,10 @@ class Session(Protocol):
         it, for the row at p - 1 predicts p (position 0 keeps its own row). It may be empty: then
         the cache is filled and that is all.
 
-        `special_bias` [2, E]: row 0 is added to the logits
-        of the model's special ids, row 1 on top of it inside `rest`, `rest_t` and `entropy` only.
-        With `cfg_scale` s, `ids`, `key_mask` and the cache hold 2B rows, the conditional ones c
-        first, and l = u + (s + 1) (c - u). Returns at least the reductions named in `wanted`, with
-        B rows.
+        `special_bias` [2, E]: row 0 is added to the logits of the model's special ids, row 1 on top
+        of it inside `rest`, `rest_t` and `entropy` only. With `cfg_scale` s, `ids`, `key_mask` and
+        the cache hold 2B rows, the conditional ones c first, and l = u + (s + 1) (c - u). Returns
+        at least the reductions named in `wanted`, with B rows.
         """
         ...
 

@@ -31,7 +31,7 @@ from tests.fixtures_lower import (
     lower,
 )
 
-FAMILIES = ("llada", "dream", "sdar", "reference")
+FAMILIES = ("llada", "dream", "sdar", "llada2", "lladamoe", "reference")
 CACHED = [kind for kind in KINDS if kind.cached]
 PLAIN, SAMPLE = GraphKind(sample=True), GraphKind(sample=True, cached=True)
 BASE = GraphKind(cached=True)

@@ -24,7 +24,12 @@ from tests.numpy_model import NumpySession, load_numpy_model
 
 FULL = ("llada", "dream")
 ALL = frozenset({"id1", "l1", "rest", "l2", "topk_ids", "topk_logits", "entropy", "rest_t"})
-CASES = [(f, case) for f in (*FULL, "sdar") for case in logits_cases(f) if len(case.ids[0]) > 12]
+CASES = [
+    (f, case)
+    for f in (*FULL, "sdar", "llada2", "lladamoe")
+    for case in logits_cases(f)
+    if len(case.ids[0]) > 12
+]
 each_case = pytest.mark.parametrize(
     ("family", "case"), CASES, ids=[f"{family}-{case.name}" for family, case in CASES]
 )
