@@ -23,7 +23,7 @@ from exporter.runtime.samplers import SAMPLERS
 from exporter.runtime.settings import CACHES
 from exporter.tuning.candidates import Candidate, make
 from exporter.tuning.frontier import markdown
-from exporter.tuning.search import BASELINE, Search, TuneOptions, winner
+from exporter.tuning.search import BASELINE, Search, TuneOptions, loaded_once, winner
 
 
 def every_setting(model: ModelFacts, block_length: int) -> list[Candidate]:
@@ -54,7 +54,11 @@ def main(
             names = Names(str(bundle), tuple(tasks), limit=limit)
             with open_inputs(names, hardware, progress) as found:
                 search = Search(
-                    found.subject, found.examples, options, out or Path(scratch), progress
+                    loaded_once(found.subject),
+                    found.examples,
+                    options,
+                    out or Path(scratch),
+                    progress,
                 )
                 settings = every_setting(found.subject.facts, block_length)
                 trials = search.timed(search.score([BASELINE, *settings]))

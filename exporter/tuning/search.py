@@ -70,8 +70,7 @@ def tune(
     """
     if not any(example.answer is not None for example in examples):
         raise UserError("No example has an answer to compare with", "Give tasks with answers")
-    subject = replace(subject, open=cache(subject.open))  # a model is loaded once
-    search = Search(subject, examples, options, out, progress)
+    search = Search(loaded_once(subject), examples, options, out, progress)
     first = [BASELINE, *rules(subject.facts, subject.settings)]
     trials = search.score(first)
     passing = [trial for trial in trials[1:] if trial.within(options.budget)]
@@ -83,6 +82,11 @@ def tune(
         for schedule in schedules(subject.facts, subject.settings)
     ]  # fmt: skip
     return search.timed(trials + search.score(more))
+
+
+def loaded_once(subject: Subject) -> Subject:
+    """The same subject, whose models stay in memory for whoever asks for them again."""
+    return replace(subject, open=cache(subject.open))
 
 
 def winner(trials: Sequence[Trial], budget: float) -> Trial:
