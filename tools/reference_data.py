@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+from exporter.checkpoint import open_checkpoint
 from exporter.family_table import LLADA, SDAR
 from exporter.tasks import Example, Reference, Task, reference_folder
 from exporter.tasks.problems import Problem
@@ -186,9 +187,10 @@ def sdar_config(network: Network) -> dict[str, object]:
 
 def shipped_shape(reference: Reference) -> Shape:
     """The sizes of a shipped reference model."""
-    facts = json.loads((reference_folder(reference) / "config.json").read_text())
-    keys = ("d_model", "n_layers", "n_heads", "mlp_hidden_size", "vocab_size")
-    return Shape(*(facts[key] for key in keys))
+    spec = open_checkpoint(reference_folder(reference)).spec
+    return Shape(
+        spec.width, spec.layers, spec.heads, spec.mlp_width, spec.vocab_size, spec.block_length
+    )
 
 
 def write_examples(file: Path, examples: Sequence[Example]) -> None:

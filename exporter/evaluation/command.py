@@ -18,8 +18,8 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="[SUBJECT] [TASKS]...",
-            help="SUBJECT: checkpoint folder, bundle folder, `reference` (the default) or"
-            " `reference-steps`. TASKS: .jsonl files, an example a line; left out: those in the"
+            help="SUBJECT: checkpoint folder, bundle folder, `reference` (the default),"
+            " `reference-steps` or `reference-blocks`. TASKS: .jsonl files, an example a line; left out: those in the"
             " folder `tasks` of a checkpoint.",
         ),
     ] = None,

@@ -26,7 +26,11 @@ from exporter.tasks import Reference, reference_folder
 from exporter.tokenizer import read_tokenizer
 
 MANIFEST = "manifest.json"
-REFERENCES: dict[str, Reference] = {"reference": "one-step", "reference-steps": "steps"}
+REFERENCES: dict[str, Reference] = {
+    "reference": "one-step",
+    "reference-steps": "steps",
+    "reference-blocks": "blocks",
+}
 # mask id, end-of-turn id and block of a block-causal mask, where a checkpoint does not tell them
 Ids = tuple[int | None, int | None, int | None]
 UNTOLD: Ids = (None, None, None)

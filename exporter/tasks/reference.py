@@ -1,7 +1,7 @@
 """The trained models and their prompts that ship with this package.
 
 `one-step`: every answer is determined by its prompt. `steps`: tasks of many right answers, which
-need several unmasking steps.
+need several unmasking steps. `blocks`: some of these with block-causal attention, in SDAR's layout.
 """
 
 from importlib import resources
@@ -10,16 +10,20 @@ from typing import Literal, get_args
 
 from exporter.tasks.examples import Example, read_examples
 
-Reference = Literal["one-step", "steps"]
+Reference = Literal["one-step", "steps", "blocks"]
+FOLDERS: dict[Reference, str] = {
+    "one-step": "reference",
+    "steps": "reference_steps",
+    "blocks": "reference_blocks",
+}
 
 
 def reference_folder(name: Reference = "one-step") -> Path:
-    """The checkpoint folder of a model, in the upstream LLaDA layout; ValueError if unknown."""
+    """The checkpoint folder of a model, in its upstream layout; ValueError if unknown."""
     if name not in get_args(Reference):
         known = ", ".join(get_args(Reference))
         raise ValueError(f"unknown reference model {name!r}: known are {known}")
-    folder = "reference" if name == "one-step" else "reference_steps"
-    return Path(str(resources.files("exporter").joinpath(folder)))
+    return Path(str(resources.files("exporter").joinpath(FOLDERS[name])))
 
 
 def calibration_examples(name: Reference = "one-step") -> list[Example]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -16,8 +17,11 @@ from exporter.kv_cache import FloatCache
 from exporter.planner import cache_bytes
 from exporter.quant_options import QuantOptions
 from exporter.runtime.errors import UserError
+from exporter.runtime.loop import generate
 from exporter.runtime.session import Array, Bools, Cache, Ints, Reductions, Session
 from exporter.runtime.session_ort import OrtCache, OrtSession, choose_graph
+from exporter.runtime.settings import Settings
+from exporter.runtime.task import make_canvas
 from exporter.simulate import simulated
 from exporter.tasks import reference_folder
 from tests.fixtures_lower import (
@@ -36,6 +40,7 @@ CACHED = [kind for kind in KINDS if kind.cached]
 PLAIN, SAMPLE = GraphKind(sample=True), GraphKind(sample=True, cached=True)
 BASE = GraphKind(cached=True)
 ALL = frozenset(SAMPLE.outputs)
+SHORT: dict[str, Any] = {"gen_length": 16, "block_length": 8, "early_stop": False}
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
 # each family with every output, each kind with one that has a shift
@@ -112,7 +117,7 @@ def conversations(draw: st.DrawFn, vocab: int, special: int, shift: bool) -> lis
 @pytest.mark.parametrize(
     ("family", "kind"), asked, ids=[f"{family}-{kind.name}" for family, kind in asked]
 )
-@settings(deadline=None, max_examples=5)
+@settings(deadline=None, max_examples=25)
 @given(data=st.data())
 def test_cached_graphs_agree_with_the_float_model(
     family: str, kind: GraphKind, pairs: dict[str, Pair], data: st.DataObject
@@ -134,6 +139,28 @@ def test_cached_graphs_agree_with_the_float_model(
             check_reductions(got, want, error, spec.vocab_size, temperature or 1.0)
         else:
             assert {array.shape for array in got.values()} == {want["l1"].shape}
+
+
+DECODINGS = [
+    ("llada", Settings(sampler="threshold", threshold=0.2, cache="dual", **SHORT)),
+    ("llada", Settings(cache="prefix", steps=8, cfg_scale=0.5, **SHORT)),
+    ("sdar", Settings(sampler="sdar-static", cache="exact", **SHORT)),
+    ("llada2", Settings(sampler="llada2-threshold", threshold=0.3, cache="exact", **SHORT)),
+]
+
+
+@pytest.mark.parametrize(("family", "how"), DECODINGS, ids=[f"{f}-{s.cache}" for f, s in DECODINGS])
+def test_the_loop_decodes_the_same(family: str, how: Settings, pairs: dict[str, Pair]) -> None:
+    """Prompts of two lengths, with the graphs and with the float model."""
+    made = pairs[family]
+    facts = made.lowered.bundle.model
+    how = replace(how, block_length=facts.block_length or how.block_length)
+    prompts = [row.tolist() for row in tokens(190, rows=2, length=11)]
+    answers = []
+    for model in (made.graph(GraphKind(cached=True, guided=how.cfg_scale > 0)), made.model):
+        task = make_canvas([prompts[0], prompts[1][:7]], how.gen_length, facts)
+        answers.append(generate(model, facts, how, *task).canvas.tolist())
+    assert answers[0] == answers[1]
 
 
 # What stands in the buffers
