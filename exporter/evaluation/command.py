@@ -19,8 +19,8 @@ def evaluate(
         typer.Argument(
             metavar="[SUBJECT] [TASKS]...",
             help="SUBJECT: checkpoint folder, bundle folder, `reference` (the default),"
-            " `reference-steps` or `reference-blocks`. TASKS: .jsonl files, an example a line; left out: those in the"
-            " folder `tasks` of a checkpoint.",
+            " `reference-steps` or `reference-blocks`. TASKS: .jsonl files, an example a line; left"
+            " out: those in the folder `tasks` of a checkpoint.",
         ),
     ] = None,
     recipe: Annotated[

@@ -57,8 +57,9 @@ def texts(checkpoint: Checkpoint, reference: Reference | None = None) -> torch.T
     if reference is None:
         draw = torch.Generator().manual_seed(0)
         return torch.randint(3, checkpoint.spec.vocab_size - 20, (4, LENGTH), generator=draw)
-    tasks = held_out_tasks(reference)[:4]
-    prompts = encode_examples(checkpoint, [held_out_examples(t, reference)[0] for t in tasks])
+    tasks = islice(cycle(held_out_tasks(reference)), 4)
+    examples = [held_out_examples(name, reference)[n] for n, name in enumerate(tasks)]
+    prompts = encode_examples(checkpoint, examples)
     return torch.tensor([list(islice(cycle(ids), LENGTH)) for ids in prompts])
 
 
