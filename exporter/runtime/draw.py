@@ -65,7 +65,8 @@ def pick(weights: Weights, uniform: Floats) -> tuple[Ints, Bools]:
     beyond = uniform >= inside
     again = np.divide(uniform - inside, 1 - inside, out=np.zeros_like(uniform), where=inside < 1)
     goal = np.where(beyond, again, uniform / inside) * sums[:, -1]
-    column = (sums <= goal[:, None]).sum(1)  # goal < the last sum: numbers are below 1
+    last = (weights.kept > 0).sum(1) - 1  # a product of numbers below 1 may still round up to all
+    column = np.minimum((sums <= goal[:, None]).sum(1), last)
     return column, weights.whole & ~beyond
 
 
