@@ -35,10 +35,12 @@ $(VENV)/.python:
 
 $(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt -e '.[cpu]'
+	-$(BIN)/python ort_ops/build.py
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt -e '.[cpu,dev]'
+	-$(BIN)/python ort_ops/build.py
 	touch $(VENV)/.installed $@
 
 check:

@@ -21,6 +21,7 @@ from exporter.gate import measure
 from exporter.graph_kind import graph_kinds
 from exporter.manifest import GateResult, Manifest
 from exporter.memory import return_large_blocks
+from exporter.operator_use import OperatorUse
 from exporter.planner import cache_bytes, check_fits, estimate
 from exporter.preflight import check_lengths, check_output, load_target
 from exporter.progress import Progress
@@ -31,6 +32,7 @@ from exporter.run_recipe import run_recipe
 from exporter.tasks import reference_folder
 from exporter.team import device_of, open_team
 from exporter.work import open_work
+from targets import Target
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +47,14 @@ class BuildOptions:
     mask_id: int | None = None
     eot_id: int | None = None
     attention_block: int | None = None  # tokens of a block-causal mask, where config.json is silent
+    family: str | None = None  # of family_table.py, where config.json calls the model otherwise
     calib: Path | None = None  # .jsonl or .txt; None: the reference tasks
     calib_prompts: int = 128
     gate_prompts: int = 16
     gate: bool = True  # False: measure and record, but do not fail
     logits: bool = False  # graphs also return raw logits
     accuracy_level: int = 0  # of MatMulNBits
+    operators: bool = True  # use operators of our own where the target has them
     device: str = "cpu"  # of torch, for calibration and quantization
     work: Path | None = None  # None: OUT/.work, removed at the end
     force: bool = False  # replace a bundle that is there
@@ -72,7 +76,11 @@ def build(
     options, progress = options or BuildOptions(), progress or Progress()
     quant, target = options.quant, load_target(target_name)
     checkpoint = open_checkpoint(
-        folder or reference_folder(), options.mask_id, options.eot_id, options.attention_block
+        folder or reference_folder(),
+        options.mask_id,
+        options.eot_id,
+        options.attention_block,
+        options.family,
     )
     spec = checkpoint.spec
     recipe = make_recipe(options.recipe or target.default_recipe, spec, quant, target.compute)
@@ -107,13 +115,16 @@ def build(
         recipe = made.recipe
         stored = write_weights(made.source, made.quantized, recipe, facts, draft, progress)
         kinds = graph_kinds(options.logits)
-        write_graphs(spec, stored, recipe, kinds, draft)
+        use = operator_use(target, options)
+        operators = write_graphs(spec, stored, recipe, kinds, draft, use)
         emit.copy_loop(draft)
+        if operators:
+            emit.copy_operators(draft)
         emit.copy_tokenizer(checkpoint.folder, draft)
         reference.save(draft / emit.GATE)
         manifest = emit.describe(
             described, recipe, target, settings, options.accuracy_level, kinds,
-            cache_bytes(spec, recipe),
+            operators, cache_bytes(spec, recipe),
             emit.describe_calibration(made.calibration, prompts, rollout),
             emit.describe_passes(made.calibration, made.quantized, made.recipe),
         )  # fmt: skip
@@ -128,6 +139,13 @@ def build(
         if options.work is None:
             work.remove()
     return manifest
+
+
+def operator_use(target: Target, options: BuildOptions) -> OperatorUse | None:
+    """Which operators of ours the graphs use; None: none."""
+    if "linear" not in target.operators or not options.operators:
+        return None
+    return OperatorUse(8 if options.accuracy_level == 4 else 16)
 
 
 def judge(gate: GateResult, enforce: bool) -> None:

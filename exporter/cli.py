@@ -69,12 +69,18 @@ def build(
     attention_block: Annotated[
         int | None, typer.Option(min=1, help="Of a block-causal mask, if config.json is silent.")
     ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Its name, where config.json calls the model otherwise.")
+    ] = None,
     outputs: Annotated[
         Literal["reductions", "logits"], typer.Option(help="logits: graphs return them too.")
     ] = "reductions",
     accuracy_level: Annotated[
         int, typer.Option(min=0, max=4, help="MatMulNBits: 0 float activations, 4 8-bit (faster).")
     ] = 0,
+    operators: Annotated[
+        bool, typer.Option(help="Use operators of our own where the target has kernels for them.")
+    ] = True,
     device: Annotated[str, typer.Option(help="Of calibration: cpu or cuda.")] = "cpu",
     work: Annotated[Path | None, typer.Option(help="Keep and share finished stages here.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
@@ -93,12 +99,14 @@ def build(
         mask_id=mask_id,
         eot_id=eot_id,
         attention_block=attention_block,
+        family=family,
         calib=calib,
         calib_prompts=calib_prompts,
         gate_prompts=gate_prompts,
         gate=gate,
         logits=outputs == "logits",
         accuracy_level=accuracy_level,
+        operators=operators,
         device=device,
         work=work,
         force=force,

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -27,15 +28,20 @@ from exporter.manifest import (
 from exporter.prompts import Prompts
 from exporter.quantize import Quantized
 from exporter.recipes import Recipe
+from exporter.runtime.operators import FOLDER as PLUGINS
 from exporter.runtime.settings import Settings
 from exporter.tensor_files import sha256, write_atomically
 from exporter.tokenizer import FILE as TOKENIZER
 from exporter.tokenizer import read_tokenizer
 from exporter.work import to_json
+from ort_ops.build import ROOT as OPS_ROOT
+from ort_ops.build import BuildError, host_library, source_files
 from passes.calibrate.states import CalibrationSet
 from passes.numerics import WeightGrid
 from passes.weights.rtn import Rtn
 from targets import Target
+
+log = logging.getLogger(__name__)
 
 TOKENIZER_FILES = (
     TOKENIZER,
@@ -67,6 +73,22 @@ def copy_tokenizer(checkpoint: Path, draft: Path) -> None:
         (draft / "tokenizer" / TOKENIZER).write_text(made.to_str(), encoding="utf-8")
 
 
+def copy_operators(draft: Path) -> None:
+    """The operators' library for this kind of machine, and the sources for any other.
+
+    Without a compiler the sources alone; the loop builds them, or runs standard operators.
+    """
+    folder = draft / PLUGINS
+    for source in source_files():
+        place = folder / "ort_ops" / source
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(OPS_ROOT / source, place)
+    try:
+        host_library(folder)
+    except BuildError as error:
+        log.warning("the operators are not built, and run slower until they are: %s", error)
+
+
 def describe(
     model: ModelFacts,
     recipe: Recipe,
@@ -74,6 +96,7 @@ def describe(
     settings: Settings,
     accuracy_level: int,
     kinds: Sequence[GraphKind],
+    operators: dict[str, int],
     cache_bytes: int,
     calibration: Calibration | None,
     passes: list[PassRecord],
@@ -101,6 +124,7 @@ def describe(
         decode=Decode(**asdict(settings)),
         runtime=runtime,
         graphs=graphs,
+        operators=operators,
         cache_bytes=cache_bytes,
         calibration=calibration,
         passes=passes,
@@ -164,6 +188,8 @@ def describe_file(folder: Path, name: str) -> File:
 
 
 def _role(path: str) -> Role:
+    if path.startswith(f"{PLUGINS}/"):
+        return "plugin"
     folder, _, name = path.rpartition("/")
     by_folder: dict[str, Role] = {"runtime": "loop", "tokenizer": "tokenizer"}
     by_name: dict[str, Role] = {
@@ -191,7 +217,7 @@ def publish(draft: Path, bundle: Path) -> None:
     """
     (bundle / WORK).mkdir(parents=True, exist_ok=True)
     (bundle / MANIFEST).unlink(missing_ok=True)
-    for old in ("graphs", "runtime", "tokenizer"):
+    for old in ("graphs", "runtime", "tokenizer", PLUGINS):
         shutil.rmtree(bundle / old, ignore_errors=True)
     entries = sorted(draft.iterdir(), key=lambda e: (e.name == MANIFEST, e.name))
     for entry in entries:

@@ -1,4 +1,4 @@
-"""Builds the portable ONNX graphs: standard operators only, opset 24.
+"""Builds the ONNX graphs: standard operators, opset 24, and where asked for operators of ours.
 
 One body for all graphs of a bundle; they differ in guidance, in what they return, and in whether
 keys and values are kept between calls. Weights are external tensors of one shared file, so a graph
@@ -15,35 +15,43 @@ from exporter.graph_kind import GraphKind
 from exporter.linear_graph import enter, leave, linear
 from exporter.linear_groups import ATTENTION
 from exporter.mlp_graph import mlp
+from exporter.operator_use import OperatorUse
 from exporter.reductions_graph import add_outputs, reduce
 from exporter.visibility_graph import Visibility, visibility
 from exporter.weights_file import Stored
 
-IR_VERSION = 11
-
 
 def build_graph(
-    spec: Spec, stored: Stored, compute: ir.DataType, kind: GraphKind, kv_bits: int = 16
+    spec: Spec,
+    stored: Stored,
+    compute: ir.DataType,
+    kind: GraphKind,
+    kv_bits: int = 16,
+    operators: OperatorUse | None = None,
 ) -> ir.Model:
     """The graph `kind` over the `stored` weights (see lower.py), computing in `compute`.
 
-    Cached graphs keep keys and values in `kv_bits`: 16 (as they are computed), 8 or 4.
+    Cached graphs keep keys and values in `kv_bits`: 16 (as they are computed), 8 or 4. With
+    `operators` linears are operators of ours where they can be, each with its function body.
     """
-    g = Builder(stored, compute, kind.name, kv_bits)
+    g = Builder(stored, compute, kind.name, kv_bits, operators)
     fed, seen = ("Q", "C") if kind.cached else ("S", "S")
     ids = g.input("input_ids", INT64, ["rows", fed])
     start = g.input("start", INT64, [1]) if kind.cached else None
     key_mask = g.input("key_mask", ir.DataType.BOOL, ["rows", seen])
+    causal = g.input("causal", ir.DataType.BOOL, [1]) if spec.commits_causally else None
     window = g.input("window", INT64, ["W"])
     if start is not None:
         window = g.op("Sub", window, start)
 
-    hidden, sees = _embed(g, ids), visibility(g, spec, ids, key_mask, start)
+    hidden, sees = _embed(g, ids), visibility(g, spec, ids, key_mask, start, causal)
     for index in range(spec.layers):
         hidden = _block(g, spec, index, hidden, sees)
     rows = window
     if spec.shift:  # row i − 1 predicts position i; position 0 keeps its own row
         rows = g.op("Max", g.op("Sub", window, g.ints([1])), g.ints([0]))
+    elif causal is not None:
+        rows = g.op("Max", g.op("Sub", window, g.cast(causal, INT64)), g.ints([0]))
     if kind.logits:
         raw = _head(g, spec, hidden)
         logits = g.op("Gather", raw, rows, axis=1)
@@ -55,7 +63,7 @@ def build_graph(
     add_outputs(g, kind.reductions, found)
     if kind.logits:
         g.output("logits", raw, FLOAT, ["rows", fed, "V"])
-    return ir.Model(g.graph, ir_version=IR_VERSION, producer_name="dqexport")
+    return g.model()
 
 
 def _embed(g: Builder, ids: ir.Value) -> ir.Value:
@@ -71,6 +79,8 @@ def _block(g: Builder, spec: Spec, index: int, hidden: ir.Value, sees: Visibilit
     x = enter(g, index, into, g.rms_norm(hidden, f"{index}.attn_norm", spec.norm_eps))
     q, k, v = leave(g, index, into, x)
     q = _place(g, spec, f"{index}.q", spec.heads, q, sees.positions)
+    if sees.query_scale is not None:
+        q = g.op("Mul", q, sees.query_scale)
     k = _place(g, spec, f"{index}.k", spec.kv_heads, k, sees.positions)
     x = enter(g, index, out_of, attention(g, spec, index, q, k, v, sees))
     hidden = g.op("Add", hidden, leave(g, index, out_of, x)[0])
@@ -105,7 +115,9 @@ def _guide(g: Builder, logits: ir.Value) -> ir.Value:
 
 def _held(g: Builder, spec: Spec, kind: GraphKind, ids: ir.Value, window: ir.Value) -> ir.Value:
     """The ids (B, W) that stand at the window."""
-    if kind.cached and spec.shift:  # it may end behind what is fed: there l_held means nothing
+    if (
+        kind.cached and spec.shift
+    ) or spec.commits_causally:  # it may end behind what is fed: there l_held means nothing
         last = g.op("Sub", g.op("Shape", ids, start=1, end=2), g.ints([1]))
         window = g.op("Min", window, last)
     if kind.guided:

@@ -4,19 +4,29 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from exporter.operator_use import OperatorUse
 from exporter.weights_file import Stored
+from ort_ops.linear_w4a8.op import DOMAIN, LinearOp, function_body
 from passes.activations.grid import LEAST_SCALE
 
-OPSET = 24
+IR_VERSION, OPSET = 11, 24
 FLOAT, HALF, INT64 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT64
 
 
 class Builder:
     """Appends nodes to one graph; the only mutable thing while a graph is made."""
 
-    def __init__(self, stored: Stored, compute: ir.DataType, name: str, kv_bits: int = 16) -> None:
+    def __init__(
+        self,
+        stored: Stored,
+        compute: ir.DataType,
+        name: str,
+        kv_bits: int = 16,
+        operators: OperatorUse | None = None,
+    ) -> None:
         self.tensors, self.groups, self.blocks = stored.tensors, stored.groups, stored.blocks
-        self.compute, self.kv_bits = compute, kv_bits
+        self.compute, self.kv_bits, self.operators = compute, kv_bits, operators
+        self.functions: dict[str, ir.Function] = {}
         self.graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": OPSET})
         self._initializers: dict[str, ir.Value] = {}
 
@@ -40,6 +50,23 @@ class Builder:
 
     def op(self, kind: str, *inputs: ir.Value, **attributes: int | float | list[int]) -> ir.Value:
         return self.ops(kind, 1, *inputs, **attributes)[0]
+
+    def own(self, op: LinearOp, *inputs: ir.Value, **attributes: int | float) -> ir.Value:
+        """An operator of ours; the model brings its function body."""
+        if op.name not in self.functions:
+            self.functions[op.name] = function_body(op)
+        node = ir.node(op.name, list(inputs), attributes=attributes, domain=DOMAIN)
+        self.graph.append(node)
+        return node.outputs[0]
+
+    def model(self) -> ir.Model:
+        """The finished graph with the functions that it calls."""
+        if self.functions:
+            self.graph.opset_imports[DOMAIN] = 1
+        return ir.Model(
+            self.graph, ir_version=IR_VERSION, producer_name="dqexport",
+            functions=list(self.functions.values()),
+        )  # fmt: skip
 
     def cast(self, x: ir.Value, to: ir.DataType) -> ir.Value:
         return self.op("Cast", x, to=int(to))
@@ -70,6 +97,9 @@ class Builder:
         """A scalar in the type of the arithmetic."""
         kind = np.float16 if self.compute == HALF else np.float32
         return self._constant(f"number_{value!r}", np.array(value, kind))
+
+    def zeros(self, count: int) -> ir.Value:
+        return self._constant(f"zeros_{count}", np.zeros(count, np.float32))
 
     def int8_zero(self) -> ir.Value:
         return self._constant("int8_zero", np.array(0, np.int8))

@@ -1,4 +1,7 @@
-"""Linears in the graph, with what turns and rounds their inputs: standard operators only.
+"""Linears in the graph, with what turns and rounds their inputs.
+
+Where the builder was told to use them, operators of ours (`ort_ops/linear_w4a8`), which round
+inputs themselves; else standard operators.
 
 Float inputs meet weights de-quantized in groups, which ONNX Runtime fuses to MatMulNBits. Inputs
 rounded a token meet 8-bit weights in a product of integers: `x / s` goes through Q/DQ with scale 1,
@@ -6,10 +9,14 @@ and the output is multiplied by s, the one portable form of a scale a token that
 (to MatMulIntegerToFloat) and TensorRT builds. Inputs rounded in groups are rounded in floats.
 """
 
+from dataclasses import replace
+from typing import Literal
+
 import onnx_ir as ir
 
-from exporter.graph_builder import Builder
+from exporter.graph_builder import FLOAT, Builder
 from exporter.linear_groups import expert_number
+from ort_ops.linear_w4a8.op import OPS, LinearOp
 from passes.activations.grid import LEAST_SCALE, ActivationGrid
 from passes.base import LinearGroup
 
@@ -66,12 +73,17 @@ def leave(g: Builder, index: int, group: LinearGroup, x: ir.Value) -> list[ir.Va
     """The outputs (rows, S, out) of a group's linears for what `enter` returned."""
     grid = g.blocks[index].activations.get(group.name)
     names = [f"{index}.{name}" for name in group.linears]
+    ops = [own_op(g, name, grid) for name in names]
+    if all(ops):
+        return [
+            _own_linear(g, op, name, grid, x) for op, name in zip(ops, names, strict=True) if op
+        ]
     empty = expert_number(group) is not None  # there may be no token at all
     if grid is None:
-        outputs = [linear(g, name, x) for name in names]
+        outputs = [standard_linear(g, name, x) for name in names]
     elif grid.granularity == "group":
         rounded = _round_groups(g, grid, x, _length(g, names[0]), empty)
-        outputs = [linear(g, name, rounded) for name in names]
+        outputs = [standard_linear(g, name, rounded) for name in names]
     else:
         scale = _token_scale(g, grid, x, empty)
         whole = _clipped(g, grid, g.op("Div", x, scale))
@@ -80,8 +92,67 @@ def leave(g: Builder, index: int, group: LinearGroup, x: ir.Value) -> list[ir.Va
     return [_finish(g, name, x, y) for name, y in zip(names, outputs, strict=True)]
 
 
+def gated(g: Builder, index: int, group: LinearGroup, x: ir.Value) -> ir.Value:
+    """silu(gate) · up of what `enter` returned, for the group of these two linears."""
+    grid = g.blocks[index].activations.get(group.name)
+    names = [f"{index}.{name}" for name in group.linears]
+    ops = [own_op(g, name, grid) for name in names]
+    plain = not any(f"{name}.left" in g.tensors or f"{name}_bias" in g.tensors for name in names)
+    if plain and ops[0] is not None and ops[0] == ops[1]:
+        pair = replace(ops[0], gated=True)
+        weights = [value for name in names for value in _own_weight(g, pair, name)]
+        return g.own(pair, x, *weights, **_own_attributes(g, pair, names[0], grid))
+    gate, up = leave(g, index, group, x)
+    return g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)
+
+
+def own_op(g: Builder, name: str, grid: ActivationGrid | None) -> LinearOp | None:
+    """The operator of ours for a linear whose inputs go on `grid`; None where there is none."""
+    if g.operators is None or g.compute != FLOAT or name not in g.groups:
+        return None
+    weight_bits: Literal[4, 8] = 8 if g.tensors[name].dtype == INT8 else 4
+    bits = g.operators.activation_bits if grid is None else grid.bits
+    channel = grid is not None and grid.granularity == "token"
+    op = LinearOp(weight_bits, bits, channel)  # type: ignore[arg-type]  # OPS tells
+    static = grid is not None and grid.granularity == "tensor"
+    unstepped = op.steps and f"{name}.steps" not in g.tensors
+    return None if static or unstepped or op not in OPS else op
+
+
+def _own_weight(g: Builder, op: LinearOp, name: str) -> list[ir.Value]:
+    parts = ("", ".scale", ".steps") if op.steps else ("", ".scale")
+    return [g.weight(name + part) for part in parts]
+
+
+def _own_attributes(
+    g: Builder, op: LinearOp, name: str, grid: ActivationGrid | None
+) -> dict[str, int | float]:
+    """Float inputs are rounded with a weight's groups where these are even, else a token."""
+    depth, group = _length(g, name), g.groups[name]
+    own = group if depth % group == 0 else depth
+    along, clip = (own, 1.0) if grid is None else (grid.group or depth, grid.clip)
+    return {"group": group, "activation_group": along, "step": clip / op.top}
+
+
+def _own_linear(
+    g: Builder, op: LinearOp, name: str, grid: ActivationGrid | None, x: ir.Value
+) -> ir.Value:
+    """x · W with bias and low-rank correction, by an operator of ours."""
+    width = g.tensors[name].shape.numpy()[1]
+    bias = g.weight(f"{name}_bias") if f"{name}_bias" in g.tensors else g.zeros(width)
+    weight = _own_weight(g, op, name)
+    y = g.own(op, x, *weight, bias, **_own_attributes(g, op, name, grid))
+    return _corrected(g, name, x, y)
+
+
 def linear(g: Builder, name: str, x: ir.Value) -> ir.Value:
-    """x · W. Quantized weights: DequantizeLinear(axis 0, blocks of inputs) before MatMul."""
+    """x · W in floats. Quantized: DequantizeLinear(axis 0, blocks of inputs) before MatMul."""
+    op = own_op(g, name, None)
+    return standard_linear(g, name, x) if op is None else _own_linear(g, op, name, None, x)
+
+
+def standard_linear(g: Builder, name: str, x: ir.Value) -> ir.Value:
+    """x · W by standard operators."""
     weight = g.weight(name)
     if name in g.groups:
         weight = g.op("DequantizeLinear", weight, g.scale(f"{name}.scale"), axis=0,
@@ -91,11 +162,16 @@ def linear(g: Builder, name: str, x: ir.Value) -> ir.Value:
 
 def _finish(g: Builder, name: str, x: ir.Value, y: ir.Value) -> ir.Value:
     """The product y with the low-rank correction of the unrounded x, and the bias."""
-    if f"{name}.left" in g.tensors:
-        narrow = g.op("MatMul", x, g.scale(f"{name}.right"))
-        y = g.op("Add", y, g.op("MatMul", narrow, g.scale(f"{name}.left")))
-    bias = f"{name}_bias"
+    y, bias = _corrected(g, name, x, y), f"{name}_bias"
     return g.op("Add", y, g.weight(bias)) if bias in g.tensors else y
+
+
+def _corrected(g: Builder, name: str, x: ir.Value, y: ir.Value) -> ir.Value:
+    """y plus the low-rank correction of the unrounded x, where there is one."""
+    if f"{name}.left" not in g.tensors:
+        return y
+    narrow = g.op("MatMul", x, g.scale(f"{name}.right"))
+    return g.op("Add", y, g.op("MatMul", narrow, g.scale(f"{name}.left")))
 
 
 def _round_groups(

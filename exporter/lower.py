@@ -8,6 +8,7 @@ the input of a group lies in `<block>.<group>/<number>.<side>`, the grid of valu
 `<block>.v_scale`, `.v_zero`.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from exporter.graph import build_graph
 from exporter.graph_kind import GRAPHS, GraphKind
 from exporter.linear_groups import EXACT
 from exporter.model import rotary_tables
+from exporter.operator_use import OperatorUse
 from exporter.progress import Progress
 from exporter.quantize import Quantized
 from exporter.quantized_block import OPERANDS, QuantizedBlock
@@ -29,6 +31,7 @@ from exporter.runtime.bundle import ModelFacts
 from exporter.source import Source
 from exporter.weights_file import BlockForm, Stored, WeightsFile, as_bytes, as_type
 from ort_ops.int4 import pack_int4
+from ort_ops.linear_w4a8.op import DOMAIN
 from passes.numerics import QuantizedLinear
 
 TYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
@@ -68,12 +71,24 @@ def write_weights(
 
 
 def write_graphs(
-    spec: Spec, stored: Stored, recipe: Recipe, kinds: Sequence[GraphKind], draft: Path
-) -> None:
-    """Write one small file for each kind of graph beside the weights file."""
+    spec: Spec,
+    stored: Stored,
+    recipe: Recipe,
+    kinds: Sequence[GraphKind],
+    draft: Path,
+    operators: OperatorUse | None = None,
+) -> dict[str, int]:
+    """Write one small file for each kind of graph beside the weights file.
+
+    How many nodes of each operator of ours a graph has; all graphs have the same.
+    """
+    used: Counter[str] = Counter()
     for kind in kinds:
-        graph = build_graph(spec, stored, TYPES[recipe.compute], kind, recipe.kv_bits)
-        ir.save(graph, draft / GRAPHS / f"{kind.name}.onnx")
+        compute = TYPES[recipe.compute]
+        model = build_graph(spec, stored, compute, kind, recipe.kv_bits, operators)
+        ir.save(model, draft / GRAPHS / f"{kind.name}.onnx")
+        used = Counter(node.op_type for node in model.graph if node.domain == DOMAIN)
+    return dict(sorted(used.items()))
 
 
 def suppression(spec: Spec, used_vocab: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Role = Literal["graph", "weights", "loop", "tokenizer", "reference", "report", "readme"]
+Role = Literal["graph", "weights", "loop", "tokenizer", "reference", "report", "readme", "plugin"]
 
 
 def significant(value: float) -> float:
@@ -17,7 +17,7 @@ class Strict(BaseModel):
 
 
 class ModelFacts(Strict):
-    """The model and its four axes: attention, shift, corruption, block seed."""
+    """The model and its axes: attention, shift, corruption, block seed, commit."""
 
     family: str
     name: str
@@ -30,6 +30,7 @@ class ModelFacts(Strict):
     shift: bool  # upstream; the graphs align it
     corruption: Literal["absorbing", "uniform"]
     block_seed: Literal["mask", "token"]
+    commit: Literal["block", "causal"] = "block"  # causal: a pass of its own stores a filled block
     positions: Literal["absolute", "skip-padding"]
     vocab_size: int  # ids 0 … vocab_size − 1 can be read and predicted
     head_rows: int  # rows of the head, padding included
@@ -73,6 +74,13 @@ class Decode(Strict):
     eos_early_stop: bool = False
     early_commit: bool = False
     max_forwards: int | None = None
+    initial_length: int = 64
+    growth: int = 8
+    eos_threshold: float = 0.5
+    eos_window: int = 32
+    credit_alpha: float = 0.7
+    credit_beta: float = 0.8
+    credit_gamma: float = 0.2
 
 
 class Runtime(Strict):
@@ -158,6 +166,7 @@ class Manifest(Strict):
     decode: Decode
     runtime: Runtime
     graphs: list[GraphFile]
+    operators: dict[str, int] = {}  # of our own: how many nodes of each a graph has
     cache_bytes: int | None = None  # of a position of one sequence, in the buffers of cached graphs
     calibration: Calibration | None
     passes: list[PassRecord]

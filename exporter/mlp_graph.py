@@ -10,7 +10,7 @@ import onnx_ir as ir
 from exporter.experts import LEAST_SUM
 from exporter.families import Experts, Spec
 from exporter.graph_builder import FLOAT, INT64, Builder
-from exporter.linear_graph import enter, leave
+from exporter.linear_graph import enter, gated, leave
 from exporter.linear_groups import MLP, SHARED_EXPERT, expert
 from passes.base import LinearGroup
 
@@ -31,8 +31,7 @@ def _gated(
 ) -> ir.Value:
     """down(silu(gate(x)) · up(x))."""
     into, out_of = groups
-    gate, up = leave(g, index, into, enter(g, index, into, x))
-    y = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)
+    y = gated(g, index, into, enter(g, index, into, x))
     return leave(g, index, out_of, enter(g, index, out_of, y))[0]
 
 

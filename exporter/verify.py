@@ -14,6 +14,8 @@ from exporter.gate import measure
 from exporter.manifest import GateResult, Manifest
 from exporter.progress import Progress
 from exporter.recipe_names import Limits
+from exporter.runtime.operators import BUILT
+from exporter.runtime.operators import FOLDER as PLUGINS
 from exporter.runtime.settings import Settings
 from exporter.tensor_files import sha256
 from exporter.trajectory import Reference
@@ -89,7 +91,9 @@ def _damage(path: Path, size: int, digest: str) -> str | None:
 
 def _unknown(bundle: Path, known: set[str]) -> list[str]:
     found = (f.relative_to(bundle) for f in bundle.rglob("*") if f.is_file())
-    ours = {WORK, "__pycache__"}
+    ours, built = {WORK, "__pycache__"}, (PLUGINS, BUILT)  # built: on this machine, by the loop
     return sorted(
-        f.as_posix() for f in found if f.as_posix() not in known and not ours & {*f.parts}
+        f.as_posix()
+        for f in found
+        if f.as_posix() not in known and not ours & {*f.parts} and f.parts[:2] != built
     )

@@ -35,6 +35,7 @@ class Target(BaseModel):
     tensorrt: str | None = None  # the version the facts hold for, and later ones of that major
     cuda: str | None = None  # likewise
     opset: int  # highest ONNX opset that the runtime reads
+    operators: tuple[Literal["linear"], ...] = ()  # of our own that have kernels there
     plugins: tuple[Literal["ipluginv3", "qdp"], ...] = ()  # TensorRT plugin mechanisms, best first
     native_attention: bool  # the ONNX `Attention` operator runs without a plugin
     engine_built: Literal["none", "ahead-of-time", "on-device"]

@@ -57,12 +57,16 @@ def evaluate(
     attention_block: Annotated[
         int | None, typer.Option(min=1, help="Of a block-causal mask, if config.json is silent.")
     ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Its name, where config.json calls the model otherwise.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Of a checkpoint: cpu or cuda.")] = "cpu",
     provider: Annotated[str | None, typer.Option(help="Of a bundle: ONNX Runtime's.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of a bundle: CPU threads.")] = None,
     accuracy_level: Annotated[
         int | None, typer.Option(min=0, max=4, help="Of a bundle: MatMulNBits.")
     ] = None,
+    operators: Annotated[bool, typer.Option(help="Of a bundle: use its own operators.")] = True,
     sampler: Annotated[str | None, typer.Option(help="Rule that commits tokens.")] = None,
     gen_length: Annotated[int | None, typer.Option(min=0, help="Tokens to generate.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Model calls an answer.")] = None,
@@ -107,7 +111,7 @@ def evaluate(
         "confidence_eos_inf": confidence_eos_inf,
     }  # fmt: skip
     progress = TerminalProgress()
-    hardware = Hardware(device_of(device), provider, threads, accuracy_level)
+    hardware = Hardware(device_of(device), provider, threads, accuracy_level, operators)
     subject, tasks = split_arguments(arguments or [])
     quantization = Quantization(recipe, quant, calib, calib_prompts) if recipe else None
     if recipe is None:
@@ -118,7 +122,7 @@ def evaluate(
         likelihood,
         twin,
         limit,
-        (mask_id, eot_id, attention_block),
+        (mask_id, eot_id, attention_block, family),
         quantization,
         work,
     )

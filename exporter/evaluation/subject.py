@@ -31,9 +31,10 @@ REFERENCES: dict[str, Reference] = {
     "reference-steps": "steps",
     "reference-blocks": "blocks",
 }
-# mask id, end-of-turn id and block of a block-causal mask, where a checkpoint does not tell them
-Ids = tuple[int | None, int | None, int | None]
-UNTOLD: Ids = (None, None, None)
+# mask id, end-of-turn id, block of a block-causal mask and name of the family, where a checkpoint
+# does not tell them
+Ids = tuple[int | None, int | None, int | None, str | None]
+UNTOLD: Ids = (None, None, None, None)
 # guided?, reductions that will be asked for, with a cache?
 Open = Callable[[bool, frozenset[str], bool], Session]
 
@@ -46,6 +47,7 @@ class Hardware:
     provider: str | None = None  # of ONNX Runtime, for bundles, as the two below
     threads: int | None = None
     accuracy_level: int | None = None  # of MatMulNBits
+    operators: bool = True  # the bundle's own
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def bundle_subject(bundle: Bundle, hardware: Hardware) -> Subject:
     def opened(guided: bool, wanted: frozenset[str], cached: bool) -> Session:
         return open_session(
             bundle, guided, wanted, hardware.provider, hardware.threads, hardware.accuracy_level,
-            cached,
+            cached, hardware.operators,
         )  # fmt: skip
 
     def logits() -> RawLogits:

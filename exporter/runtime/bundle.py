@@ -31,6 +31,7 @@ class ModelFacts:
     pad_id: int
     special_ids: tuple[int, ...]  # columns of special_bias
     block_length: int | None = None  # of a block-causal mask, in tokens
+    commit: str = "block"  # "causal" = a filled block is stored by a causal pass over it
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Bundle:
     decode: Settings
     runtime: RuntimeFacts
     graphs: tuple[Graph, ...]
+    operators: tuple[str, ...] = ()  # of our own that its graphs call
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -85,6 +87,7 @@ def read_bundle(folder: Path) -> Bundle:
             decode=Settings(**data["decode"]),
             runtime=_facts(RuntimeFacts, data["runtime"]),
             graphs=tuple(_facts(Graph, graph) for graph in data["graphs"]),
+            operators=tuple(data.get("operators", ())),
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is incomplete: {error}", hint="build the bundle again") from error

@@ -67,7 +67,7 @@ def _run(folder: Path, argv: list[str], prog: str | None) -> None:
     sources = [] if args.chat else given_prompts(args, parser)
     needed = args.chat or any(source.text is not None for source in sources)
     text = _text(folder, needed)
-    engine = Engine(bundle, text, args.provider, args.threads, args.accuracy_level)
+    engine = Engine(bundle, text, args.provider, args.threads, args.accuracy_level, args.operators)
     if args.chat:
         _chat(engine, args)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .answer import Answer, Trace, answers, changes
+from .answer import Answer, Trace, answers, changes, moved
 from .bundle import Bundle
 from .candidates import wanted
 from .errors import UserError
@@ -40,9 +40,11 @@ class Engine:
         provider: str | None = None,
         threads: int | None = None,
         accuracy_level: int | None = None,
+        operators: bool = True,
     ) -> None:
         self.bundle, self.text = bundle, text
-        self._options = provider, threads, accuracy_level
+        self._hardware = provider, threads, accuracy_level
+        self._operators = operators
         self._loaded: tuple[bool, bool, frozenset[str]] | None = None
         self._session: Session | None = None
 
@@ -60,7 +62,9 @@ class Engine:
             if (guided, cached) == (was_guided, was_cached) and names <= has:
                 return self._session
         self._session = None  # two graphs at a time would take the memory of two models
-        session: Session = open_session(self.bundle, guided, names, *self._options, cached)
+        session: Session = open_session(
+            self.bundle, guided, names, *self._hardware, cached, self._operators
+        )
         self._session, self._loaded = session, (guided, cached, names)
         return session
 
@@ -86,4 +90,6 @@ def _recorded(steps: Iterator[Step], result: Result, trace: Trace) -> Iterator[S
                 hint="16-bit floats may overflow: build the bundle with another recipe or target",
             )
         trace += [(step.index, *change) for change in changes(step)]
+        if step.grown:
+            trace[:] = [(index, row, moved(step, row, at), i) for index, row, at, i in trace]
         yield step

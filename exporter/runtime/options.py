@@ -139,7 +139,7 @@ def _add_settings(group: argparse._ArgumentGroup, defaults: Settings) -> None:
     add("steps", int, "model calls for them, or for a block of sdar, llada2; none = one a token")
     add("block_length", int, "tokens of a block, for all but the samplers of a whole canvas")
     add("threshold", float, "probability that commits")
-    add("low_threshold", float, "probability that commits near or among surer tokens")
+    add("low_threshold", float, "probability that commits near or among surer tokens, or under which one becomes several")
     add("radius", int, "positions around a sure token that the low threshold is for")
     add("factor", float, "how many commit at once")
     add("gamma", float, "entropy in nats that tokens of one call may have together")
@@ -149,6 +149,13 @@ def _add_settings(group: argparse._ArgumentGroup, defaults: Settings) -> None:
     add("minimal_topk", int, "tokens to commit a call at least, where steps are more")
     add("sub_block_length", int, "tokens of a part of a block")
     add("max_forwards", int, "model calls at most, one a block at least; the last fills the rest")
+    add("initial_length", int, "tokens that an answer starts with; --gen-length is the most")
+    add("growth", int, "tokens that it grows by at the end, or that an unsure one becomes")
+    add("eos_threshold", float, "mean probability of the end-of-text token that is end enough")
+    add("eos_window", int, "tokens at the end that this mean is over")
+    add("credit_alpha", float, "weight of credit in logits")
+    add("credit_beta", float, "what is left of credit after a call")
+    add("credit_gamma", float, "power of the probability that credit grows by")
     add("cfg_scale", float, "classifier-free guidance, 0 = off")
     add("eps", float, "last time of the schedule")
     add("temperature", float, "of the draws, 0 = arg-max")
@@ -211,6 +218,12 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=range(5),
         help="arithmetic of quantized products: 0 as the weights, 4 8-bit activations",
+    )
+    group.add_argument(
+        "--no-operators",
+        dest="operators",
+        action="store_false",
+        help="run standard operators in the place of the bundle's own",
     )
     group.add_argument("--provider", metavar="NAME", help="ONNX Runtime provider, such as cuda")
     group.add_argument("--verbose", action="store_true", help="show tracebacks")

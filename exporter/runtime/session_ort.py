@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from .bundle import Bundle, Graph
 from .errors import UserError
+from .operators import find_library
 from .session import Array, Bools, Cache, Ints, Reductions
 
 if TYPE_CHECKING:
@@ -56,11 +58,13 @@ class OrtSession:
         wanted: frozenset[str],
         cache: Cache | None = None,
         start: int = 0,
+        causal: bool = False,
     ) -> Reductions:
         """See `session.Session`. A graph with a cache that is not given one forgets."""
         feeds: dict[str, Array] = {
             "input_ids": ids,
             "start": np.asarray([start], np.int64),
+            "causal": np.asarray([causal], np.bool_),
             "key_mask": key_mask,
             # reductions of no position at all are more than ONNX Runtime can do
             "window": window.astype(np.int64) if len(window) else np.asarray([start], np.int64),
@@ -134,10 +138,12 @@ def open_session(
     threads: int | None = None,
     accuracy_level: int | None = None,
     cached: bool = False,
+    operators: bool = True,
 ) -> OrtSession:
     """Load the graph of the bundle that can answer; settings left out come from the manifest.
 
-    `cached`: one whose calls may be given a cache.
+    `cached`: one whose calls may be given a cache. `operators`: use the bundle's own, where it has
+    some; else their standard form runs.
     """
     try:
         import onnxruntime as ort
@@ -151,17 +157,38 @@ def open_session(
         raise UserError(f"{path} is missing", hint="copy the whole bundle, or build it again")
     providers = _providers(ort.get_available_providers(), bundle.runtime.providers, provider)
     level = bundle.runtime.accuracy_level if accuracy_level is None else accuracy_level
+    library = find_library(bundle.folder) if operators and bundle.operators else None
+    options = _options(level, threads)
+    if library is not None and not _register(options, library):
+        options = _options(level, threads)
+    session = ort.InferenceSession(str(path), options, providers=providers)
+    _check_provider(session.get_providers(), providers, path)
+    return OrtSession(session)
+
+
+def _options(accuracy_level: int, threads: int | None) -> ort.SessionOptions:
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3  # errors only
     options.enable_cpu_mem_arena = False  # no slower here, and freed memory goes back
     # ONNX Runtime quantizes activations to 8 bits unless told otherwise
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(level))
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
     if threads is not None:
         options.intra_op_num_threads = threads
-    session = ort.InferenceSession(str(path), options, providers=providers)
-    _check_provider(session.get_providers(), providers, path)
-    return OrtSession(session)
+    return options
+
+
+def _register(options: ort.SessionOptions, library: Path) -> bool:
+    """Whether the library could be loaded; if not, says why on stderr."""
+    try:
+        options.register_custom_ops_library(str(library))
+    except Exception as error:  # onnxruntime raises types of its own, by version
+        print(f"{library} cannot be loaded ({error}); standard operators run, slower",
+              file=sys.stderr)  # fmt: skip
+        return False
+    return True
 
 
 def _providers(available: list[str], default: tuple[str, ...], asked: str | None) -> list[str]:

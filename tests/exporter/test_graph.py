@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from exporter.checkpoint import open_checkpoint
 from exporter.float_session import FloatModel, FloatSession
-from exporter.graph import IR_VERSION
-from exporter.graph_builder import OPSET
+
+from exporter.graph_builder import IR_VERSION, OPSET
 from exporter.graph_kind import GraphKind
 from exporter.reductions import SUPPRESSED
 from exporter.runtime.session import Array, Bools, Ints, Reductions, Session

@@ -1,0 +1,15 @@
+// Memory for the integers of one call, kept for the next call on the same thread.
+#pragma once
+
+#include "linear_w4a8/aligned.h"
+
+namespace dqx {
+
+// At least `bytes` bytes that stay valid until the next request on this thread.
+inline uint8_t* workspace(size_t bytes) {
+  static thread_local Aligned<uint8_t> kept;
+  if (kept.size() < bytes) kept = Aligned<uint8_t>(bytes);
+  return kept.data();
+}
+
+}  // namespace dqx

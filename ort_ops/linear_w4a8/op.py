@@ -1,0 +1,278 @@
+"""The operators of quantized linears: contract, numpy reference, and ONNX function body.
+
+`DqxLinear<format>(x, weight…, bias) -> y`: y = x · W + bias, with x (…, K) rounded to integers at
+run time. `DqxGated<format>(x, weight of gate…, weight of up…) -> silu(x · W_gate) * (x · W_up)`.
+Domain `dqexport`, version 1; x, bias and y are fp32. A format is `W<bits>A<bits>`, with weights
+
+* plain: codes INT4 or INT8 (K, N), scales fp16 or fp32 (ceil(K / group), N); sums in floats, a
+  group at a time;
+* `Channel`, 8 bits: codes INT8 (K, N), scales (N,); integers are summed over all of K;
+* `Channel`, 4 bits: codes INT4 (K, N), scales (N,), steps INT8 (ceil(K / group), N); the same, of
+  codes times steps, which lie in [-128, 127] (QServe, Lin et al. 2024, has such weights).
+
+Attributes: `group`, inputs that share a weight scale or step; `activation_group`, inputs that
+share an activation scale: K (one scale a token) or a divisor of K; `step`, what the largest |x| of
+a token or group is multiplied by to give the scale: 1 / 127 for 8 bits that cover everything. A
+scale is at least 2^-24, codes are rounded to even and clipped to [-top - 1, top], top = 7, 127 or
+32639. Sixteen bits are a way to multiply floats by integers: the function body keeps x as it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+DOMAIN = "dqexport"
+OPSET = 24
+LEAST_SCALE = 2.0**-24
+TOPS = {4: 7, 8: 127, 16: 32639}  # of 16 bits: the low byte is signed as well
+
+Float32 = npt.NDArray[np.float32]
+Int8 = npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class LinearOp:
+    """One operator: the formats of weights and activations, and whether it is a gated pair."""
+
+    weight_bits: Literal[4, 8]
+    activation_bits: Literal[4, 8, 16]
+    channel: bool = False
+    gated: bool = False
+
+    @property
+    def name(self) -> str:
+        """The operator's type."""
+        kind = "Gated" if self.gated else "Linear"
+        suffix = "Channel" if self.channel else ""
+        return f"Dqx{kind}W{self.weight_bits}A{self.activation_bits}{suffix}"
+
+    @property
+    def top(self) -> int:
+        """The largest activation code."""
+        return TOPS[self.activation_bits]
+
+    @property
+    def steps(self) -> bool:
+        """Whether a weight has integer steps."""
+        return self.channel and self.weight_bits == 4
+
+
+OPS = tuple(
+    LinearOp(weight_bits, activation_bits, channel, gated)
+    for gated in (False, True)
+    for channel in (False, True)
+    for weight_bits in (4, 8)
+    for activation_bits in ((4, 8) if channel else (4, 8, 16))
+)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The tensors of one weight, as the operator takes them."""
+
+    codes: Int8  # (K, N)
+    scales: Float32  # (ceil(K / group), N), or (N,) in `Channel` formats
+    steps: Int8 | None = None  # (ceil(K / group), N)
+
+    def integers(self, group: int) -> npt.NDArray[np.int64]:
+        """Codes, times steps where there are any, (K, N)."""
+        codes = self.codes.astype(np.int64)
+        if self.steps is None:
+            return codes
+        return codes * self.steps.astype(np.int64).repeat(group, axis=0)[: len(codes)]
+
+
+def activation_codes(
+    x: Float32, op: LinearOp, group: int, step: float
+) -> tuple[npt.NDArray[np.int64], Float32]:
+    """Codes (M, K) and scales (M, K / group) of x (M, K)."""
+    runs = x.reshape(len(x), -1, group)
+    scales = np.abs(runs).max(-1) * np.float32(step)
+    scales = np.maximum(scales, np.float32(LEAST_SCALE))
+    codes = np.rint(runs / scales[..., None]).clip(-op.top - 1, op.top)
+    return codes.astype(np.int64).reshape(x.shape), scales
+
+
+def reference(
+    op: LinearOp,
+    x: Float32,
+    weights: Sequence[Weight],
+    bias: Float32 | None,
+    group: int,
+    activation_group: int,
+    step: float,
+) -> npt.NDArray[np.float64]:
+    """y (…, N) in float64: exact integers, then one product and one sum a group.
+
+    `weights` is one, or gate and up of a gated pair.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    codes, scales = activation_codes(rows, op, activation_group, step)
+    outputs = [_product(op, codes, scales, w, group, activation_group) for w in weights]
+    y = outputs[0] / (1 + np.exp(-outputs[0])) * outputs[1] if op.gated else outputs[0]
+    y = y if bias is None else y + bias
+    shaped: npt.NDArray[np.float64] = y.reshape(*x.shape[:-1], y.shape[-1])
+    return shaped
+
+
+def _product(
+    op: LinearOp,
+    codes: npt.NDArray[np.int64],
+    scales: Float32,
+    weight: Weight,
+    group: int,
+    activation_group: int,
+) -> npt.NDArray[np.float64]:
+    """x · W (M, N) of activation codes (M, K) and scales (M, K / activation_group)."""
+    depth = codes.shape[1]
+    integers = weight.integers(group)
+    total = np.zeros((len(codes), integers.shape[1]))
+    borders = {0, depth} | {*range(0, depth, group)} | {*range(0, depth, activation_group)}
+    ends = sorted(borders)
+    for first, last in pairwise(ends):
+        sums = codes[:, first:last] @ integers[first:last]
+        scale = weight.scales if op.channel else weight.scales[first // group]
+        by_row = scales[:, first // activation_group, None].astype(np.float64)
+        total += sums * scale.astype(np.float64) * by_row
+    return total
+
+
+def function_body(op: LinearOp) -> ir.Function:
+    """The operator in standard operators, in the forms that ONNX Runtime fuses."""
+    body = _Body()
+    x = body.input("x")
+    weights = [
+        _weight_inputs(body, op, prefix) for prefix in (("gate_", "up_") if op.gated else ("",))
+    ]
+    if op.channel:
+        scale = _token_scale(body, x)
+        whole = body.op("Div", x, scale)
+        if op.activation_bits < 8:
+            whole = body.op("Clip", whole, body.number(-op.top - 1.0), body.number(op.top))
+        outputs = [
+            body.op("Mul", _integer_product(body, op, whole, weight, place), scale)
+            for place, weight in enumerate(weights)
+        ]
+    else:
+        rounded = x if op.activation_bits == 16 else _rounded(body, op, x)
+        outputs = [body.op("MatMul", rounded, _dequantized(body, *weight)) for weight in weights]
+    if op.gated:
+        y = body.op("Mul", body.op("Mul", outputs[0], body.op("Sigmoid", outputs[0])), outputs[1])
+    else:
+        y = body.op("Add", outputs[0], body.input("bias"))
+    return body.function(op.name, y)
+
+
+class _Body:
+    """The nodes of a function while it is written."""
+
+    def __init__(self) -> None:
+        self._inputs: list[ir.Value] = []
+        self._nodes: list[ir.Node] = []
+
+    def input(self, name: str) -> ir.Value:
+        value = ir.Value(name=name)
+        self._inputs.append(value)
+        return value
+
+    def op(self, kind: str, *inputs: ir.Value, **attributes: int | ir.Attr) -> ir.Value:
+        given = [
+            value if isinstance(value, ir.Attr) else ir.AttrInt64(name, value)
+            for name, value in attributes.items()
+        ]
+        node = ir.Node("", kind, list(inputs), given, name=f"{kind}_{len(self._nodes)}")
+        node.outputs[0].name = f"{kind.lower()}_{len(self._nodes)}"
+        self._nodes.append(node)
+        return node.outputs[0]
+
+    def constant(self, array: npt.NDArray[np.generic]) -> ir.Value:
+        return self.op("Constant", value=ir.AttrTensor("value", ir.tensor(array)))
+
+    def number(self, value: float) -> ir.Value:
+        return self.constant(np.array(value, np.float32))
+
+    def ints(self, *values: int) -> ir.Value:
+        return self.constant(np.array(values, np.int64))
+
+    def attribute(self, name: str, kind: ir.AttributeType) -> ir.Value:
+        """An attribute of the function as a scalar."""
+        key = "value_float" if kind == ir.AttributeType.FLOAT else "value_int"
+        return self.op("Constant", **{key: ir.RefAttr(key, name, kind)})
+
+    def function(self, name: str, output: ir.Value) -> ir.Function:
+        graph = ir.Graph(self._inputs, [output], nodes=self._nodes, opset_imports={"": OPSET})
+        attributes = [
+            ir.Attr("group", ir.AttributeType.INT, None),
+            ir.Attr("activation_group", ir.AttributeType.INT, None),
+            ir.Attr("step", ir.AttributeType.FLOAT, None),
+        ]
+        return ir.Function(DOMAIN, name, graph=graph, attributes=attributes)
+
+
+def _weight_inputs(body: _Body, op: LinearOp, prefix: str) -> list[ir.Value]:
+    names = ("codes", "scales", "steps") if op.steps else ("codes", "scales")
+    return [body.input(prefix + name) for name in names]
+
+
+def _floats(body: _Body, scales: ir.Value) -> ir.Value:
+    return body.op("Cast", scales, to=int(ir.DataType.FLOAT))
+
+
+def _dequantized(body: _Body, codes: ir.Value, scales: ir.Value) -> ir.Value:
+    group = ir.RefAttr("block_size", "group", ir.AttributeType.INT)
+    return body.op("DequantizeLinear", codes, _floats(body, scales), axis=0, block_size=group)
+
+
+def _token_scale(body: _Body, x: ir.Value) -> ir.Value:
+    """Scales (…, 1) along the last axis."""
+    largest = body.op("ReduceMax", body.op("Abs", x), body.ints(-1), keepdims=1)
+    # of no token at all ONNX Runtime's ReduceMax keeps all channels
+    largest = body.op("Slice", largest, body.ints(0), body.ints(1), body.ints(-1))
+    scale = body.op("Mul", largest, body.attribute("step", ir.AttributeType.FLOAT))
+    return body.op("Max", scale, body.number(LEAST_SCALE))
+
+
+def _rounded(body: _Body, op: LinearOp, x: ir.Value) -> ir.Value:
+    """x rounded and back, a scale a token and group of inputs."""
+    group = body.op(
+        "Unsqueeze", body.attribute("activation_group", ir.AttributeType.INT), body.ints(0)
+    )
+    rows = body.op("Shape", x, end=-1)
+    count = body.op("Div", body.op("Shape", x, start=-1), group)
+    runs = body.op("Reshape", x, body.op("Concat", rows, count, group, axis=0), allowzero=1)
+    scale = _token_scale(body, runs)
+    codes = body.op("Round", body.op("Div", runs, scale))
+    codes = body.op("Clip", codes, body.number(-op.top - 1.0), body.number(op.top))
+    return body.op("Reshape", body.op("Mul", codes, scale), body.op("Shape", x), allowzero=1)
+
+
+def _integer_product(
+    body: _Body, op: LinearOp, x: ir.Value, weight: Sequence[ir.Value], place: int
+) -> ir.Value:
+    """The product of x, rounded to int8, and integer weights: sums times the output scales.
+
+    Gate and up round x each for themselves, on axes of their own that say nothing beside a scalar
+    scale: ONNX Runtime fuses nothing where QuantizeLinear has several readers.
+    """
+    one, zero = body.number(1.0), body.constant(np.array(0, np.int8))
+    codes = body.op("QuantizeLinear", x, one, zero, axis=place)
+    whole = body.op("DequantizeLinear", codes, one, zero, axis=place)
+    integers = _stepped(body, weight[0], weight[2]) if op.steps else weight[0]
+    scales = body.op("Reshape", _floats(body, weight[1]), body.ints(-1))
+    return body.op("MatMul", whole, body.op("DequantizeLinear", integers, scales, axis=1))
+
+
+def _stepped(body: _Body, codes: ir.Value, steps: ir.Value) -> ir.Value:
+    """INT4 codes (K, N) times the steps (ceil(K / group), N) of their groups, INT8."""
+    int32, group = int(ir.DataType.INT32), body.attribute("group", ir.AttributeType.INT)
+    depth = body.op("Squeeze", body.op("Shape", codes, end=1), body.ints(0))
+    zero, one = body.constant(np.array(0, np.int64)), body.constant(np.array(1, np.int64))
+    places = body.op("Div", body.op("Range", zero, depth, one), group)
+    each = body.op("Gather", body.op("Cast", steps, to=int32), places, axis=0)
+    product = body.op("Mul", body.op("Cast", codes, to=int32), each)
+    return body.op("Cast", product, to=int(ir.DataType.INT8))
