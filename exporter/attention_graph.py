@@ -6,6 +6,7 @@ from exporter.families import Spec
 from exporter.graph_builder import FLOAT, Builder
 from exporter.kv_graph import keep
 from exporter.visibility_graph import Visibility
+from ort_ops.attention.op import NAME, function_body
 from passes.activations.attention import FLOAT as FLOAT_BITS
 from passes.activations.attention import AttentionGrid
 
@@ -23,16 +24,49 @@ def attention(
     if sees.write is None and grid.is_float:
         return g.op("Attention", q, k, v, sees.visible, is_causal=0, q_num_heads=spec.heads,
                     kv_num_heads=spec.kv_heads)  # fmt: skip
-    q = _split(g, spec, spec.heads, q)
     k, v = _split(g, spec, spec.kv_heads, k), _split(g, spec, spec.kv_heads, v)
     if sees.write is not None:
         k = keep(g, spec, f"k_{index}", k, sees.write)
         v = keep(g, spec, f"v_{index}", v, sees.write)
+    if _has_operator(g, grid):
+        return _own_attention(g, spec, index, grid, q, k, v, sees)
+    q = _split(g, spec, spec.heads, q)
     if grid.is_float:
         out = g.op("Attention", q, k, v, sees.visible, is_causal=0)
     else:
         out = _rounded_attention(g, spec, index, grid, q, k, v, sees)
     return g.op("Reshape", g.op("Transpose", out, perm=[0, 2, 1, 3]), g.ints([0, 0, -1]))
+
+
+def _has_operator(g: Builder, grid: AttentionGrid) -> bool:
+    """Whether `ort_ops/attention` computes on that grid."""
+    integers = FLOAT_BITS not in (grid.q_bits, grid.k_bits, grid.v_bits, grid.p_bits)
+    static = grid.v_scale is not None and grid.p_scale == "static" and grid.key_mean
+    return g.operators is not None and g.compute == FLOAT and integers and static
+
+
+def _own_attention(
+    g: Builder,
+    spec: Spec,
+    index: int,
+    grid: AttentionGrid,
+    q: ir.Value,
+    k: ir.Value,
+    v: ir.Value,
+    sees: Visibility,
+) -> ir.Value:
+    """The operator of ours for q (rows, Q, H · K) and k, v (rows, kv heads, S, K)."""
+    if grid.rotation is not None:
+        turn, heads = g.weight(f"{index}.rotation"), g.ints([0, 0, spec.heads, spec.head_dim])
+        q = g.op("MatMul", g.op("Reshape", q, heads), turn)
+        q, k = g.op("Reshape", q, g.ints([0, 0, -1])), g.op("MatMul", k, turn)
+    scale, zero = g.weight(f"{index}.v_scale"), g.weight(f"{index}.v_zero")
+    return g.own(
+        NAME, function_body, q, k, v, sees.visible, sees.common, scale, zero,
+        heads=spec.heads, kv_heads=spec.kv_heads,
+        q_top=2 ** (grid.q_bits - 1) - 1, k_top=2 ** (grid.k_bits - 1) - 1,
+        v_top=2**grid.v_bits - 1, p_top=2**grid.p_bits - 1,
+    )  # fmt: skip
 
 
 def _split(g: Builder, spec: Spec, heads: int, x: ir.Value) -> ir.Value:

@@ -17,7 +17,7 @@ from exporter.linear_groups import ATTENTION
 from exporter.mlp_graph import mlp
 from exporter.operator_use import OperatorUse
 from exporter.reductions_graph import add_outputs, reduce
-from exporter.visibility_graph import Visibility, visibility
+from exporter.visibility_graph import Visibility, shadow_visibility, visibility
 from exporter.weights_file import Stored
 
 
@@ -44,7 +44,12 @@ def build_graph(
     if start is not None:
         window = g.op("Sub", window, start)
 
-    hidden, sees = _embed(g, ids), visibility(g, spec, ids, key_mask, start, causal)
+    if kind.shadow:
+        shadow = g.input("shadow", INT64, ["rows", "R"])
+        ids, masked = _with_shadow(g, spec, ids, shadow)
+        hidden, sees = _embed(g, masked), shadow_visibility(g, spec, key_mask, shadow)
+    else:
+        hidden, sees = _embed(g, ids), visibility(g, spec, ids, key_mask, start, causal)
     for index in range(spec.layers):
         hidden = _block(g, spec, index, hidden, sees)
     rows = window
@@ -60,10 +65,20 @@ def build_graph(
     if kind.guided:
         logits = _guide(g, logits)
     found = reduce(g, spec, logits, _held(g, spec, kind, ids, window), kind.sample)
+    found["l_unseen"] = found["l_held"]
     add_outputs(g, kind.reductions, found)
     if kind.logits:
         g.output("logits", raw, FLOAT, ["rows", fed, "V"])
     return g.model()
+
+
+def _with_shadow(
+    g: Builder, spec: Spec, ids: ir.Value, shadow: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """Ids (rows, S + R): of what stands at all positions, and of what is fed for them."""
+    stands = g.op("GatherElements", ids, g.op("Max", shadow, g.ints([0])), axis=1)
+    masks = g.op("Expand", g.ints([spec.mask_id]), g.op("Shape", shadow))
+    return g.op("Concat", ids, stands, axis=1), g.op("Concat", ids, masks, axis=1)
 
 
 def _embed(g: Builder, ids: ir.Value) -> ir.Value:

@@ -1,12 +1,14 @@
 """Appends nodes to one ONNX graph."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
 from exporter.operator_use import OperatorUse
 from exporter.weights_file import Stored
-from ort_ops.linear_w4a8.op import DOMAIN, LinearOp, function_body
+from ort_ops.function_body import DOMAIN
 from passes.activations.grid import LEAST_SCALE
 
 IR_VERSION, OPSET = 11, 24
@@ -51,11 +53,17 @@ class Builder:
     def op(self, kind: str, *inputs: ir.Value, **attributes: int | float | list[int]) -> ir.Value:
         return self.ops(kind, 1, *inputs, **attributes)[0]
 
-    def own(self, op: LinearOp, *inputs: ir.Value, **attributes: int | float) -> ir.Value:
-        """An operator of ours; the model brings its function body."""
-        if op.name not in self.functions:
-            self.functions[op.name] = function_body(op)
-        node = ir.node(op.name, list(inputs), attributes=attributes, domain=DOMAIN)
+    def own(
+        self,
+        name: str,
+        body: Callable[[], ir.Function],
+        *inputs: ir.Value,
+        **attributes: int | float,
+    ) -> ir.Value:
+        """The operator `name` of ours; the model brings its function body."""
+        if name not in self.functions:
+            self.functions[name] = body()
+        node = ir.node(name, list(inputs), attributes=attributes, domain=DOMAIN)
         self.graph.append(node)
         return node.outputs[0]
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from exporter.graph_builder import FLOAT, Builder
 from exporter.linear_groups import expert_number
-from ort_ops.linear_w4a8.op import OPS, LinearOp
+from ort_ops.linear_w4a8.op import OPS, LinearOp, function_body
 from passes.activations.grid import LEAST_SCALE, ActivationGrid
 from passes.base import LinearGroup
 
@@ -101,7 +101,7 @@ def gated(g: Builder, index: int, group: LinearGroup, x: ir.Value) -> ir.Value:
     if plain and ops[0] is not None and ops[0] == ops[1]:
         pair = replace(ops[0], gated=True)
         weights = [value for name in names for value in _own_weight(g, pair, name)]
-        return g.own(pair, x, *weights, **_own_attributes(g, pair, names[0], grid))
+        return _own(g, pair, x, *weights, **_own_attributes(g, pair, names[0], grid))
     gate, up = leave(g, index, group, x)
     return g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)
 
@@ -117,6 +117,10 @@ def own_op(g: Builder, name: str, grid: ActivationGrid | None) -> LinearOp | Non
     static = grid is not None and grid.granularity == "tensor"
     unstepped = op.steps and f"{name}.steps" not in g.tensors
     return None if static or unstepped or op not in OPS else op
+
+
+def _own(g: Builder, op: LinearOp, *inputs: ir.Value, **attributes: int | float) -> ir.Value:
+    return g.own(op.name, lambda: function_body(op), *inputs, **attributes)
 
 
 def _own_weight(g: Builder, op: LinearOp, name: str) -> list[ir.Value]:
@@ -141,7 +145,7 @@ def _own_linear(
     width = g.tensors[name].shape.numpy()[1]
     bias = g.weight(f"{name}_bias") if f"{name}_bias" in g.tensors else g.zeros(width)
     weight = _own_weight(g, op, name)
-    y = g.own(op, x, *weight, bias, **_own_attributes(g, op, name, grid))
+    y = _own(g, op, x, *weight, bias, **_own_attributes(g, op, name, grid))
     return _corrected(g, name, x, y)
 
 

@@ -30,8 +30,8 @@ from exporter.rounded import round_embedding, round_head
 from exporter.runtime.bundle import ModelFacts
 from exporter.source import Source
 from exporter.weights_file import BlockForm, Stored, WeightsFile, as_bytes, as_type
+from ort_ops.function_body import DOMAIN
 from ort_ops.int4 import pack_int4
-from ort_ops.linear_w4a8.op import DOMAIN
 from passes.numerics import QuantizedLinear
 
 TYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from exporter.families import Spec
-from exporter.graph_builder import INT64, Builder
+from exporter.graph_builder import FLOAT, INT64, Builder
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,22 @@ class Visibility:
     positions: ir.Value  # int64 (rows, Q), for the rotary embedding
     visible: ir.Value  # bool (rows, 1, Q, S): who sees whom
     common: ir.Value  # bool (rows, S): keys that every query of the canvas sees
+    query_scale: ir.Value | None  # (rows, Q, 1): what queries are multiplied by
     write: ir.Value | None  # int64 (rows,): where the first fed token stands in a cache
 
 
 def visibility(
-    g: Builder, spec: Spec, ids: ir.Value, key_mask: ir.Value, start: ir.Value | None
+    g: Builder,
+    spec: Spec,
+    ids: ir.Value,
+    key_mask: ir.Value,
+    start: ir.Value | None,
+    causal: ir.Value | None,
 ) -> Visibility:
-    """For ids (rows, Q) and key_mask (rows, S); `start` int64 (1,) is their place in a cache."""
+    """For ids (rows, Q) and key_mask (rows, S); `start` int64 (1,) is their place in a cache.
+
+    `causal` bool (1,): no position sees what stands behind it; for models that commit causally.
+    """
     write = None
     if start is not None:
         write = g.op("Expand", start, g.op("Shape", ids, start=0, end=1))
@@ -32,15 +41,65 @@ def visibility(
         positions = g.op("Expand", _fed(g, ids, start), g.op("Shape", ids))
     else:
         positions = _at_fed(g, _counted(g, key_mask), ids, start)
+    scale = _query_scale(g, spec, positions)
     shown = g.op("Unsqueeze", key_mask, g.ints([1, 2]))
     if spec.attention == "full":
-        return Visibility(positions, _to_queries(g, shown, ids, key_mask), key_mask, write)
+        return Visibility(positions, _to_queries(g, shown, ids, key_mask), key_mask, scale, write)
     assert spec.block_length is not None
-    blocks = g.op("Div", _counted(g, key_mask), g.ints([spec.block_length]))
+    blocks = counted = _counted(g, key_mask)
+    if causal is None:
+        blocks = g.op("Div", counted, g.ints([spec.block_length]))
     own = g.op("Unsqueeze", _at_fed(g, blocks, ids, start), g.ints([1, 3]))
     reached = g.op("LessOrEqual", g.op("Unsqueeze", blocks, g.ints([1, 2])), own)
+    if causal is not None:
+        filled = g.op("And", _last_block(g, spec, counted, ids, start), g.op("Not", causal))
+        reached = g.op("Or", reached, filled)
     common = g.op("And", key_mask, g.op("Equal", blocks, g.ints([0])))
-    return Visibility(positions, g.op("And", reached, shown), common, write)
+    return Visibility(positions, g.op("And", reached, shown), common, scale, write)
+
+
+def shadow_visibility(g: Builder, spec: Spec, key_mask: ir.Value, shadow: ir.Value) -> Visibility:
+    """For a canvas with key_mask (rows, S) and its shadow at int64 (rows, R), behind it.
+
+    The canvas sees itself, the shadow all but the token that it stands for (runtime/shadow.py).
+    """
+    at = g.op("Max", shadow, g.ints([0]))
+    steps = _fed(g, key_mask, None)
+    positions = g.op("Expand", steps, g.op("Shape", key_mask))
+    if spec.positions != "absolute":
+        positions = _counted(g, key_mask)
+    positions = g.op("Concat", positions, g.op("GatherElements", positions, at, axis=1), axis=1)
+    there = g.op("GreaterOrEqual", shadow, g.ints([0]))
+    common = g.op("Concat", key_mask, g.op("And", there, g.op("Not", there)), axis=1)
+    canvas = _to_queries(g, g.op("Unsqueeze", common, g.ints([1, 2])), key_mask, common)
+    own = g.op("Equal", g.op("Unsqueeze", shadow, g.ints([2])), steps)  # (rows, R, S)
+    tokens = g.op("And", g.op("Unsqueeze", key_mask, g.ints([1])), g.op("Not", own))
+    others = _to_queries(g, g.op("Unsqueeze", there, g.ints([1, 2])), shadow, shadow)
+    seen = g.op("Concat", g.op("Unsqueeze", tokens, g.ints([1])), others, axis=3)
+    visible = g.op("Concat", canvas, seen, axis=2)
+    return Visibility(positions, visible, common, _query_scale(g, spec, positions), None)
+
+
+def _last_block(
+    g: Builder, spec: Spec, counted: ir.Value, ids: ir.Value, start: ir.Value | None
+) -> ir.Value:
+    """Which fed tokens stand in the last block that is shown (rows, 1, Q, 1)."""
+    assert spec.block_length is not None
+    last = g.op("ReduceMax", counted, g.ints([1]), keepdims=1)
+    before = g.op("Sub", last, g.ints([spec.block_length]))
+    inside = g.op("Greater", _at_fed(g, counted, ids, start), before)
+    return g.op("Unsqueeze", inside, g.ints([1, 3]))
+
+
+def _query_scale(g: Builder, spec: Spec, positions: ir.Value) -> ir.Value | None:
+    """None also where no canvas is long enough for a scale other than 1."""
+    longest = g.tensors["cos"].shape.numpy()[0]
+    if spec.query_scale is None or longest <= spec.query_scale.length:
+        return None
+    steps = g.cast(g.op("Div", positions, g.ints([spec.query_scale.length])), FLOAT)
+    grown = g.op("Log", g.op("Add", steps, g.floats([1.0])))
+    scale = g.op("Add", g.op("Mul", grown, g.floats([spec.query_scale.beta])), g.floats([1.0]))
+    return g.cast(g.op("Unsqueeze", scale, g.ints([2])), g.compute)
 
 
 def _fed(g: Builder, ids: ir.Value, start: ir.Value | None) -> ir.Value:

@@ -12,36 +12,38 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parent
 BUILT = ROOT / "built"
+FOLDERS = ("linear_w4a8", "attention", "library")
 SOURCES = (
     "linear_w4a8/pack.cc", "linear_w4a8/choose.cc", "linear_w4a8/kernel_portable.cc",
-    "library/packed.cc", "library/ops.cc",
+    "attention/choose.cc", "attention/kernel_portable.cc",
+    "library/packed.cc", "library/linear_op.cc", "library/attention_op.cc", "library/register.cc",
 )  # fmt: skip
+KERNELS = ("linear_w4a8/kernel", "attention/kernel")  # _<kind>.cc for each kind below
 AVX2 = ("-mavx2", "-mfma")
-KERNELS: dict[str, dict[str, tuple[str, ...]]] = {
-    "x86_64": {
-        "linear_w4a8/kernel_avx512.cc": (
-            "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mfma",
-            "-mprefer-vector-width=512",
-        ),
-        "linear_w4a8/kernel_avxvnni.cc": (*AVX2, "-mavxvnni"),
-        "linear_w4a8/kernel_avx2.cc": AVX2,
-    },
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni", "-mfma",
+          "-mprefer-vector-width=512")  # fmt: skip
+# GCC would load all activations of a step before the first product, and spill sums for them
+SUMS_IN_REGISTERS = ("-fno-schedule-insns", "-Wno-ignored-optimization-argument")
+KINDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86_64": {"avx512": AVX512, "avxvnni": (*AVX2, "-mavxvnni"), "avx2": AVX2},
     "aarch64": {
-        "linear_w4a8/kernel_i8mm.cc": ("-march=armv8.6-a+i8mm+dotprod",),
-        "linear_w4a8/kernel_neon.cc": ("-march=armv8.2-a+dotprod",),
+        "i8mm": ("-march=armv8.2-a+dotprod+i8mm", *SUMS_IN_REGISTERS),
+        "neon": ("-march=armv8.2-a+dotprod", *SUMS_IN_REGISTERS),
     },
-}  # fmt: skip
+}
 # GCC 12 takes the undefined lanes of its own intrinsics for uninitialized variables
 FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-uninitialized",
-         "-Wno-maybe-uninitialized", "-fno-math-errno", "-ffp-contract=off")  # fmt: skip
+         "-Wno-unknown-warning-option", "-Wno-maybe-uninitialized", "-fno-math-errno",
+         "-ffp-contract=off")  # fmt: skip
 RELEASE = ("-O3",)
+EXPORTS = ("RegisterCustomOps", "dqx_kernel_name")
 
 
 class BuildError(Exception):
@@ -63,10 +65,8 @@ def library_name(machine: str | None = None) -> str:
 
 def source_files() -> list[Path]:
     """All files that the library is built from, this one included, relative to `ort_ops`."""
-    folders = (ROOT / "linear_w4a8", ROOT / "library")
-    found = [
-        path for folder in folders for path in folder.iterdir() if path.suffix in (".h", ".cc")
-    ]
+    files = [path for folder in FOLDERS for path in (ROOT / folder).iterdir()]
+    found = [path for path in files if path.suffix in (".h", ".cc")]
     return sorted(path.relative_to(ROOT) for path in [*found, Path(__file__)])
 
 
@@ -82,25 +82,55 @@ def build_library(
     The file appears whole or not at all. Raises BuildError.
     """
     machine = machine or platform.machine()
+    into.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=into) as folder:
+        command = compile_command(flags, cxx, root)
+        made = Path(folder) / library_name(machine)
+        link_library(
+            command, compile_units(command, library_units(machine), Path(folder), root), made
+        )
+        return made.replace(into / made.name)
+
+
+def compile_command(flags: Sequence[str], cxx: str | None = None, root: Path = ROOT) -> list[str]:
+    """How any file is compiled, whatever the machine. Raises BuildError."""
     cxx = cxx or compiler()
     if cxx is None:
         raise BuildError("no C++ compiler: neither $CXX nor g++, clang++ or c++")
-    command = [*shlex.split(cxx), *FLAGS, *flags, f"-I{root}"]
-    units: dict[str, tuple[str, ...]] = dict.fromkeys(SOURCES, ())
-    units.update(KERNELS.get(machine, {}))
-    into.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=into) as folder:
-        objects = [Path(folder) / f"{number}.o" for number in range(len(units))]
-        compile_each = [
-            [*command, *own, "-c", str(root / source), "-o", str(target)]
-            for (source, own), target in zip(units.items(), objects, strict=True)
-        ]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(_call, compile_each))
-        made = Path(folder) / library_name(machine)
-        # no symbol of the C++ library but what is there anyway: bundles run beside any other code
-        _call([*command, "-shared", *map(str, objects), "-o", str(made), "-Wl,--as-needed"])
-        return made.replace(into / made.name)
+    return [*shlex.split(cxx), *FLAGS, *flags, f"-I{root}"]
+
+
+def library_units(machine: str) -> dict[str, tuple[str, ...]]:
+    """What the library of `machine` is compiled from, and the flags of each file alone."""
+    found: dict[str, tuple[str, ...]] = dict.fromkeys(SOURCES, ())
+    for kind, own in KINDS.get(machine, {}).items():
+        found |= {f"{kernel}_{kind}.cc": own for kernel in KERNELS}
+    return found
+
+
+def compile_units(
+    command: Sequence[str], units: Mapping[str, Sequence[str]], into: Path, root: Path = ROOT
+) -> list[Path]:
+    """The object files of `units`, named after them. Raises BuildError."""
+    objects = [into / source.replace("/", "-").replace(".cc", ".o") for source in units]
+    compile_each = [
+        [*command, *own, "-c", str(root / source), "-o", str(target)]
+        for (source, own), target in zip(units.items(), objects, strict=True)
+    ]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(_call, compile_each))
+    return objects
+
+
+def link_library(command: Sequence[str], objects: Sequence[Path], made: Path) -> None:
+    """Link a library that shows nothing but its two functions: it runs beside any other code.
+
+    Otherwise it would also offer the templates of the C++ library that it uses.
+    """
+    exports = made.with_suffix(".map")
+    exports.write_text("{ global: " + "; ".join(EXPORTS) + "; local: *; };\n")
+    options = ["-shared", f"-Wl,--version-script={exports}", "-Wl,--as-needed"]
+    _call([*command, *options, *map(str, objects), "-o", str(made)])
 
 
 def host_library(into: Path) -> Path:

@@ -9,6 +9,7 @@ namespace {
 
 struct Machine {
   static constexpr int LANES = 16, VECTORS = 4, ROWS = 6;
+  static constexpr int BYTE_OFFSET = 128;  // of 8-bit weights, that dot() leaves in place
   using I = __m512i;
   using F = __m512;
 

@@ -8,6 +8,7 @@ namespace {
 
 struct Machine {
   static constexpr int LANES = 8, VECTORS = 1, ROWS = 6;
+  static constexpr int BYTE_OFFSET = 128;  // of 8-bit weights, that dot() leaves in place
   struct I {
     int32_t x[LANES];
   };

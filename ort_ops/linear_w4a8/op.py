@@ -26,8 +26,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-DOMAIN = "dqexport"
-OPSET = 24
+from ort_ops.function_body import Body
+
+INT, FLOAT = ir.AttributeType.INT, ir.AttributeType.FLOAT
 LEAST_SCALE = 2.0**-24
 TOPS = {4: 7, 8: 127, 16: 32639}  # of 16 bits: the low byte is signed as well
 
@@ -144,7 +145,7 @@ def _product(
 
 def function_body(op: LinearOp) -> ir.Function:
     """The operator in standard operators, in the forms that ONNX Runtime fuses."""
-    body = _Body()
+    body = Body()
     x = body.input("x")
     weights = [
         _weight_inputs(body, op, prefix) for prefix in (("gate_", "up_") if op.gated else ("",))
@@ -165,83 +166,36 @@ def function_body(op: LinearOp) -> ir.Function:
         y = body.op("Mul", body.op("Mul", outputs[0], body.op("Sigmoid", outputs[0])), outputs[1])
     else:
         y = body.op("Add", outputs[0], body.input("bias"))
-    return body.function(op.name, y)
+    kinds = {"group": INT, "activation_group": INT, "step": FLOAT}
+    return body.function(op.name, y, kinds)
 
 
-class _Body:
-    """The nodes of a function while it is written."""
-
-    def __init__(self) -> None:
-        self._inputs: list[ir.Value] = []
-        self._nodes: list[ir.Node] = []
-
-    def input(self, name: str) -> ir.Value:
-        value = ir.Value(name=name)
-        self._inputs.append(value)
-        return value
-
-    def op(self, kind: str, *inputs: ir.Value, **attributes: int | ir.Attr) -> ir.Value:
-        given = [
-            value if isinstance(value, ir.Attr) else ir.AttrInt64(name, value)
-            for name, value in attributes.items()
-        ]
-        node = ir.Node("", kind, list(inputs), given, name=f"{kind}_{len(self._nodes)}")
-        node.outputs[0].name = f"{kind.lower()}_{len(self._nodes)}"
-        self._nodes.append(node)
-        return node.outputs[0]
-
-    def constant(self, array: npt.NDArray[np.generic]) -> ir.Value:
-        return self.op("Constant", value=ir.AttrTensor("value", ir.tensor(array)))
-
-    def number(self, value: float) -> ir.Value:
-        return self.constant(np.array(value, np.float32))
-
-    def ints(self, *values: int) -> ir.Value:
-        return self.constant(np.array(values, np.int64))
-
-    def attribute(self, name: str, kind: ir.AttributeType) -> ir.Value:
-        """An attribute of the function as a scalar."""
-        key = "value_float" if kind == ir.AttributeType.FLOAT else "value_int"
-        return self.op("Constant", **{key: ir.RefAttr(key, name, kind)})
-
-    def function(self, name: str, output: ir.Value) -> ir.Function:
-        graph = ir.Graph(self._inputs, [output], nodes=self._nodes, opset_imports={"": OPSET})
-        attributes = [
-            ir.Attr("group", ir.AttributeType.INT, None),
-            ir.Attr("activation_group", ir.AttributeType.INT, None),
-            ir.Attr("step", ir.AttributeType.FLOAT, None),
-        ]
-        return ir.Function(DOMAIN, name, graph=graph, attributes=attributes)
-
-
-def _weight_inputs(body: _Body, op: LinearOp, prefix: str) -> list[ir.Value]:
+def _weight_inputs(body: Body, op: LinearOp, prefix: str) -> list[ir.Value]:
     names = ("codes", "scales", "steps") if op.steps else ("codes", "scales")
     return [body.input(prefix + name) for name in names]
 
 
-def _floats(body: _Body, scales: ir.Value) -> ir.Value:
+def _floats(body: Body, scales: ir.Value) -> ir.Value:
     return body.op("Cast", scales, to=int(ir.DataType.FLOAT))
 
 
-def _dequantized(body: _Body, codes: ir.Value, scales: ir.Value) -> ir.Value:
-    group = ir.RefAttr("block_size", "group", ir.AttributeType.INT)
+def _dequantized(body: Body, codes: ir.Value, scales: ir.Value) -> ir.Value:
+    group = ir.RefAttr("block_size", "group", INT)
     return body.op("DequantizeLinear", codes, _floats(body, scales), axis=0, block_size=group)
 
 
-def _token_scale(body: _Body, x: ir.Value) -> ir.Value:
+def _token_scale(body: Body, x: ir.Value) -> ir.Value:
     """Scales (…, 1) along the last axis."""
     largest = body.op("ReduceMax", body.op("Abs", x), body.ints(-1), keepdims=1)
     # of no token at all ONNX Runtime's ReduceMax keeps all channels
     largest = body.op("Slice", largest, body.ints(0), body.ints(1), body.ints(-1))
-    scale = body.op("Mul", largest, body.attribute("step", ir.AttributeType.FLOAT))
+    scale = body.op("Mul", largest, body.attribute("step", FLOAT))
     return body.op("Max", scale, body.number(LEAST_SCALE))
 
 
-def _rounded(body: _Body, op: LinearOp, x: ir.Value) -> ir.Value:
+def _rounded(body: Body, op: LinearOp, x: ir.Value) -> ir.Value:
     """x rounded and back, a scale a token and group of inputs."""
-    group = body.op(
-        "Unsqueeze", body.attribute("activation_group", ir.AttributeType.INT), body.ints(0)
-    )
+    group = body.op("Unsqueeze", body.attribute("activation_group", INT), body.ints(0))
     rows = body.op("Shape", x, end=-1)
     count = body.op("Div", body.op("Shape", x, start=-1), group)
     runs = body.op("Reshape", x, body.op("Concat", rows, count, group, axis=0), allowzero=1)
@@ -252,7 +206,7 @@ def _rounded(body: _Body, op: LinearOp, x: ir.Value) -> ir.Value:
 
 
 def _integer_product(
-    body: _Body, op: LinearOp, x: ir.Value, weight: Sequence[ir.Value], place: int
+    body: Body, op: LinearOp, x: ir.Value, weight: Sequence[ir.Value], place: int
 ) -> ir.Value:
     """The product of x, rounded to int8, and integer weights: sums times the output scales.
 
@@ -267,9 +221,9 @@ def _integer_product(
     return body.op("MatMul", whole, body.op("DequantizeLinear", integers, scales, axis=1))
 
 
-def _stepped(body: _Body, codes: ir.Value, steps: ir.Value) -> ir.Value:
+def _stepped(body: Body, codes: ir.Value, steps: ir.Value) -> ir.Value:
     """INT4 codes (K, N) times the steps (ceil(K / group), N) of their groups, INT8."""
-    int32, group = int(ir.DataType.INT32), body.attribute("group", ir.AttributeType.INT)
+    int32, group = int(ir.DataType.INT32), body.attribute("group", INT)
     depth = body.op("Squeeze", body.op("Shape", codes, end=1), body.ints(0))
     zero, one = body.constant(np.array(0, np.int64)), body.constant(np.array(1, np.int64))
     places = body.op("Div", body.op("Range", zero, depth, one), group)

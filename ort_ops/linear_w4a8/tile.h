@@ -29,7 +29,7 @@ struct Work {
   int64_t sum_row, sum_plane;
   const uint8_t* weights;
   int padded;               // inputs
-  int offset;               // of the weight codes: 8 or 128
+  int offset;               // of the weight codes, as far as dot products do not take it off
   const float* scales;      // [64], or null
   const int32_t* steps;     // [64], or null
   const float* activation_scales;  // of this chunk; stride `scale_row`; null: applied at the end
@@ -168,7 +168,7 @@ inline float exp_of_negative(float x) {
   const int32_t power = (static_cast<int32_t>(whole) + 127) << 23;
   float scale;
   std::memcpy(&scale, &power, 4);
-  return x < -87.0f ? 0.0f : p * scale;
+  return x < -87.0f ? 0.0f : p * scale + (x - x);  // what is not a number stays none
 }
 
 // x * sigmoid(x), with the exponential of a negative number on both sides of zero.
@@ -229,7 +229,7 @@ void panel(const Weights& w, const Activations& a, int64_t panel, int64_t first,
     t.sum_row = a.chunks;
     t.sum_plane = a.rows * a.chunks;
     t.padded = chunk.padded;
-    t.offset = w.form.weight_bits == 4 ? 8 : 128;
+    t.offset = w.form.weight_bits == 4 ? 8 : V::BYTE_OFFSET;
     t.scales = w.scales.empty() ? nullptr : w.scales.data() + scales;
     t.steps = w.steps.empty() ? nullptr : w.steps.data() + scales;
     t.scale_row = a.groups;

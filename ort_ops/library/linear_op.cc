@@ -1,8 +1,6 @@
 // The linears as operators of ONNX Runtime, domain `dqexport`. What they compute, and their inputs and
 // attributes, stands in ort_ops/linear_w4a8/op.py.
-#include <climits>
 #include <cstdio>
-#include <exception>
 #include <memory>
 #include <vector>
 
@@ -11,56 +9,32 @@
 #include <unistd.h>
 #endif
 
-#include "abi.h"
 #include "linear_w4a8/kernel.h"
+#include "node.h"
+#include "operators.h"
 #include "packed.h"
 #include "workspace.h"
 
 namespace {
 
 using dqx::Activations;
+using dqx::check;
+using dqx::fail;
+using dqx::Failure;
 using dqx::Form;
 using dqx::Source;
+using dqx::tensor;
+using dqx::Tensor;
 using dqx::Weights;
 
 // An operator: its name says the number formats.
 struct LinearOp : ort::CustomOp {
   const char* name_;
+  size_t inputs_;
   int weight_bits, activation_bits;
   bool channel, gated;
   bool two_levels() const { return channel && weight_bits == 4; }
 };
-
-struct Failure {
-  ort::Status* status;
-};
-
-void check(ort::Status* status) {
-  if (status != nullptr) throw Failure{status};
-}
-
-struct Tensor {
-  int type = 0;
-  std::vector<int64_t> shape;
-  void* data = nullptr;
-  int64_t count = 1;
-};
-
-Tensor tensor(const ort::Api& api, const ort::Value* value) {
-  Tensor t;
-  ort::Info* info = nullptr;
-  check(api.info(value, &info));
-  size_t rank = 0;
-  ort::Status* failed = api.rank(info, &rank);
-  t.shape.resize(rank);
-  if (failed == nullptr) failed = api.dimensions(info, t.shape.data(), rank);
-  if (failed == nullptr) failed = api.element_type(info, &t.type);
-  api.release(info);
-  check(failed);
-  for (const int64_t size : t.shape) t.count *= size;
-  check(api.data(value, &t.data));
-  return t;
-}
 
 Tensor constant(const ort::Api& api, const ort::KernelInfo* info, size_t index) {
   int is_constant = 0;
@@ -84,7 +58,10 @@ float from_half(uint16_t half) {
 }
 
 // Floats of a tensor of either float type.
-std::vector<float> floats(const Tensor& t) {
+std::vector<float> floats(const ort::Api& api, const Tensor& t) {
+  if (t.type != ort::FLOAT && t.type != ort::FLOAT16) {
+    fail(api, "dqexport: scales and biases have to be fp32 or fp16");
+  }
   std::vector<float> values(static_cast<size_t>(t.count));
   for (size_t i = 0; i < values.size(); ++i) {
     values[i] = t.type == ort::FLOAT16 ? from_half(static_cast<const uint16_t*>(t.data)[i])
@@ -117,9 +94,9 @@ struct Parts {
 Parts parts(const ort::Api& api, const ort::KernelInfo* info, const LinearOp& op, size_t& input) {
   Parts p;
   p.codes = constant(api, info, input++);
-  p.scales = floats(constant(api, info, input++));
+  p.scales = floats(api, constant(api, info, input++));
   if (op.two_levels()) p.steps = constant(api, info, input++);
-  if (!op.gated) p.bias = floats(constant(api, info, input++));
+  if (!op.gated) p.bias = floats(api, constant(api, info, input++));
   p.source.codes = p.codes.data;
   p.source.scales = p.scales.data();
   p.source.steps = static_cast<const int8_t*>(p.steps.data);
@@ -128,12 +105,13 @@ Parts parts(const ort::Api& api, const ort::KernelInfo* info, const LinearOp& op
 }
 
 struct LinearKernel {
+  LinearKernel(const LinearOp& op, const ort::Api& api, const ort::KernelInfo* info);
+  void compute(ort::Context* context) const;
+
   ort::Api api;
   const dqx::Kernel* kernel;
   std::shared_ptr<const Weights> weights;
 };
-
-void fail(const ort::Api& api, const char* message) { throw Failure{api.create_status(message)}; }
 
 void check_form(const ort::Api& api, const Form& form, const Parts& p) {
   char text[200];
@@ -150,14 +128,15 @@ void check_form(const ort::Api& api, const Form& form, const Parts& p) {
       (form.channel && form.activation_group != form.inputs)) {
     fail(api, "dqexport: activation_group does not fit the weight");
   }
+  if (form.two_levels && p.steps.type != ort::INT8) fail(api, "dqexport: steps have to be int8");
   if (form.two_levels && p.steps.count != groups * form.outputs) fail(api, "dqexport: steps do not fit the weight");
   if (!p.bias.empty() && static_cast<int64_t>(p.bias.size()) != form.outputs) fail(api, "dqexport: the bias does not fit the weight");
   const int wanted = form.weight_bits == 4 ? ort::INT4 : ort::INT8;
   if (p.codes.type != wanted) fail(api, "dqexport: the codes are of another type than the operator's");
 }
 
-std::unique_ptr<LinearKernel> make(const LinearOp& op, const ort::Api& api,
-                                   const ort::KernelInfo* info) {
+LinearKernel::LinearKernel(const LinearOp& op, const ort::Api& api, const ort::KernelInfo* info)
+    : api(api), kernel(dqx::choose_kernel()) {
   Form form;
   form.weight_bits = op.weight_bits;
   form.activation_bits = op.activation_bits;
@@ -184,16 +163,12 @@ std::unique_ptr<LinearKernel> make(const LinearOp& op, const ort::Api& api,
   const dqx::SourceBytes bytes = {code_bytes, first.scales.size() * 4,
                                   op.two_levels() ? static_cast<size_t>(first.steps.count) : 0,
                                   first.bias.size() * 4};
-  const dqx::Kernel* kernel = dqx::choose_kernel();
   if (kernel == nullptr) {
     fail(api, "dqexport: DQX_KERNEL names no kernel that runs on this machine");
   }
-  auto made = std::make_unique<LinearKernel>(LinearKernel{
-      api, kernel,
-      dqx::packed(form, first.source, op.gated ? &second.source : nullptr, bytes)});
+  weights = dqx::packed(form, first.source, op.gated ? &second.source : nullptr, bytes);
   release_pages(first.codes, static_cast<int64_t>(code_bytes));
   if (op.gated) release_pages(second.codes, static_cast<int64_t>(code_bytes));
-  return made;
 }
 
 // One call: rows to integers, then panels of outputs, each spread over the threads of the session.
@@ -224,9 +199,8 @@ void panel_block(void* user, size_t number) {
 
 size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-void compute(const LinearKernel& kernel, ort::Context* context) {
-  const ort::Api& api = kernel.api;
-  const Weights& w = *kernel.weights;
+void LinearKernel::compute(ort::Context* context) const {
+  const Weights& w = *weights;
   const ort::Value* input = nullptr;
   check(api.input(context, 0, &input));
   const Tensor x = tensor(api, input);
@@ -249,11 +223,11 @@ void compute(const LinearKernel& kernel, ort::Context* context) {
   const auto rows = static_cast<size_t>(a.rows * a.planes);
   const size_t codes = padded(rows * static_cast<size_t>(a.padded));
   const size_t sums = padded(rows * static_cast<size_t>(a.chunks) * 4);
-  uint8_t* space = dqx::workspace(codes + sums + static_cast<size_t>(a.rows * a.groups) * 4);
+  uint8_t* space = dqx::workspace<dqx::Use::CALL>(codes + sums + static_cast<size_t>(a.rows * a.groups) * 4);
   a.codes = reinterpret_cast<int8_t*>(space);
   a.sums = reinterpret_cast<int32_t*>(space + codes);
   a.scales = reinterpret_cast<float*>(space + codes + sums);
-  Call call{kernel, static_cast<const float*>(x.data), static_cast<float*>(y), a, 8, 1};
+  Call call{*this, static_cast<const float*>(x.data), static_cast<float*>(y), a, 8, 1};
   call.blocks = (a.rows + dqx::ROW_BLOCK - 1) / dqx::ROW_BLOCK;
   const int64_t shares = (a.rows + call.share - 1) / call.share;
   if (shares == 1) quantize_share(&call, 0);
@@ -261,67 +235,15 @@ void compute(const LinearKernel& kernel, ort::Context* context) {
   check(api.parallel_for(context, panel_block, static_cast<size_t>(w.panels * call.blocks), &call));
 }
 
-ort::Status* create(const ort::CustomOp* op, ort::Slot* table, const ort::KernelInfo* info,
-                    void** kernel) {
-  const ort::Api api(table);
-  try {
-    *kernel = make(*static_cast<const LinearOp*>(op), api, info).release();
-    return nullptr;
-  } catch (const Failure& failure) {
-    return failure.status;
-  } catch (const std::exception& error) {
-    return api.create_status(error.what());
-  }
-}
-
-ort::Status* run(void* kernel, ort::Context* context) {
-  const LinearKernel& linear = *static_cast<const LinearKernel*>(kernel);
-  try {
-    compute(linear, context);
-    return nullptr;
-  } catch (const Failure& failure) {
-    return failure.status;
-  } catch (const std::exception& error) {
-    return linear.api.create_status(error.what());
-  }
-}
-
-const LinearOp& as_linear(const ort::CustomOp* op) { return *static_cast<const LinearOp*>(op); }
-
-size_t inputs_of(const LinearOp& op) {
-  const size_t weight = op.two_levels() ? 3 : 2;
-  return op.gated ? 1 + 2 * weight : 1 + weight + 1;
-}
-
 LinearOp linear(const char* name, int weight_bits, int activation_bits, bool channel,
                 bool gated) {
-  LinearOp op{};
-  op.version = ort::API_VERSION;
-  op.name_ = name;
+  const size_t weight = channel && weight_bits == 4 ? 3 : 2;
+  const size_t inputs = gated ? 1 + 2 * weight : 1 + weight + 1;
+  LinearOp op = dqx::operator_of<LinearOp, LinearKernel>(name, inputs);
   op.weight_bits = weight_bits;
   op.activation_bits = activation_bits;
   op.channel = channel;
   op.gated = gated;
-  op.name = [](const ort::CustomOp* o) { return as_linear(o).name_; };
-  op.provider = [](const ort::CustomOp*) -> const char* { return nullptr; };  // CPU
-  op.input_type = [](const ort::CustomOp*, size_t i) -> int {
-    return i == 0 ? ort::FLOAT : ort::UNDEFINED;  // the kernel checks the weights' types
-  };
-  op.input_count = [](const ort::CustomOp* o) { return inputs_of(as_linear(o)); };
-  op.output_type = [](const ort::CustomOp*, size_t) -> int { return ort::FLOAT; };
-  op.output_count = [](const ort::CustomOp*) -> size_t { return 1; };
-  op.destroy = [](void* kernel) { delete static_cast<LinearKernel*>(kernel); };
-  op.input_characteristic = [](const ort::CustomOp*, size_t) -> int { return ort::REQUIRED; };
-  op.output_characteristic = op.input_characteristic;
-  op.input_memory = [](const ort::CustomOp*, size_t) { return 0; };
-  op.variadic_input_arity = [](const ort::CustomOp*) { return 1; };
-  op.variadic_input_homogeneity = op.variadic_input_arity;
-  op.variadic_output_arity = op.variadic_input_arity;
-  op.variadic_output_homogeneity = op.variadic_input_arity;
-  op.create_kernel_v2 = create;
-  op.compute_v2 = run;
-  op.start_version = op.variadic_input_arity;
-  op.end_version = [](const ort::CustomOp*) { return INT_MAX; };
   return op;
 }
 
@@ -350,23 +272,13 @@ const LinearOp OPS[] = {
 
 }  // namespace
 
-// Called by ONNX Runtime. A version that does not know API 18 gets no operators, and no error: nodes
-// then run as the functions that the graph brings.
-extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps(
-    ort::SessionOptions* options, const ort::ApiBase* base) {
-  ort::Slot* table = base->get_api(ort::API_VERSION);
-  if (table == nullptr) return nullptr;
-  const ort::Api api(table);
-  ort::Domain* domain = nullptr;
-  if (ort::Status* failed = api.create_domain("dqexport", &domain)) return failed;
+namespace dqx {
+
+ort::Status* add_linears(const ort::Api& api, ort::Domain* domain) {
   for (const LinearOp& op : OPS) {
     if (ort::Status* failed = api.add_op(domain, &op)) return failed;
   }
-  return api.add_domain(options, domain);
+  return nullptr;
 }
 
-// For programs that ask which kernel runs here; null where DQX_KERNEL names none.
-extern "C" __attribute__((visibility("default"))) const char* dqx_kernel_name() {
-  const dqx::Kernel* kernel = dqx::choose_kernel();
-  return kernel == nullptr ? nullptr : kernel->name;
-}
+}  // namespace dqx

@@ -1,0 +1,54 @@
+"""Writes ONNX functions: the standard operators that a node of ours stands for."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+DOMAIN, OPSET = "dqexport", 24
+
+
+class Body:
+    """The nodes of a function while it is written."""
+
+    def __init__(self) -> None:
+        self._inputs: list[ir.Value] = []
+        self._nodes: list[ir.Node] = []
+
+    def input(self, name: str) -> ir.Value:
+        value = ir.Value(name=name)
+        self._inputs.append(value)
+        return value
+
+    def op(self, kind: str, *inputs: ir.Value, **attributes: int | ir.Attr) -> ir.Value:
+        given = [
+            value if isinstance(value, ir.Attr) else ir.AttrInt64(name, value)
+            for name, value in attributes.items()
+        ]
+        node = ir.Node("", kind, list(inputs), given, name=f"{kind}_{len(self._nodes)}")
+        node.outputs[0].name = f"{kind.lower()}_{len(self._nodes)}"
+        self._nodes.append(node)
+        return node.outputs[0]
+
+    def constant(self, array: npt.NDArray[np.generic]) -> ir.Value:
+        return self.op("Constant", value=ir.AttrTensor("value", ir.tensor(array)))
+
+    def number(self, value: float) -> ir.Value:
+        return self.constant(np.array(value, np.float32))
+
+    def ints(self, *values: int) -> ir.Value:
+        return self.constant(np.array(values, np.int64))
+
+    def attribute(self, name: str, kind: ir.AttributeType) -> ir.Value:
+        """An attribute of the function as a scalar."""
+        key = "value_float" if kind == ir.AttributeType.FLOAT else "value_int"
+        return self.op("Constant", **{key: ir.RefAttr(key, name, kind)})
+
+    def function(
+        self, name: str, output: ir.Value, attributes: Mapping[str, ir.AttributeType]
+    ) -> ir.Function:
+        """The finished function with the attributes that it refers to."""
+        graph = ir.Graph(self._inputs, [output], nodes=self._nodes, opset_imports={"": OPSET})
+        declared = [ir.Attr(name, kind, None) for name, kind in attributes.items()]
+        return ir.Function(DOMAIN, name, graph=graph, attributes=declared)

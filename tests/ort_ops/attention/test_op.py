@@ -1,0 +1,134 @@
+"""Attention on integers: numpy reference, function body and kernels agree."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from ort_ops.attention.op import NAME, AttentionTops, function_body, reference
+from ort_ops.build import prebuild
+from ort_ops.function_body import DOMAIN, OPSET
+
+KERNELS = ("avx512", "avxvnni", "avx2", "i8mm", "neon", "portable")
+FLOAT, BOOL = ir.DataType.FLOAT, ir.DataType.BOOL
+
+
+def model(heads: int, kv_heads: int, width: int, tops: AttentionTops) -> bytes:
+    """One node between inputs and output."""
+    shapes: dict[str, tuple[ir.DataType, list[int | str]]] = {
+        "q": (FLOAT, ["B", "Q", heads * width]),
+        "k": (FLOAT, ["B", kv_heads, "S", width]),
+        "v": (FLOAT, ["B", kv_heads, "S", width]),
+        "visible": (BOOL, ["B", 1, "Q", "S"]),
+        "common": (BOOL, ["B", "S"]),
+        "v_scale": (FLOAT, [kv_heads, 1, 1, width]),
+        "v_zero": (FLOAT, [kv_heads, 1, 1, width]),
+    }
+    inputs = [
+        ir.Value(name=name, type=ir.TensorType(kind), shape=ir.Shape(shape))
+        for name, (kind, shape) in shapes.items()
+    ]
+    attributes = {
+        "heads": heads, "kv_heads": kv_heads,
+        "q_top": tops.q, "k_top": tops.k, "v_top": tops.v, "p_top": tops.p,
+    }  # fmt: skip
+    node = ir.node(NAME, inputs, attributes=attributes, domain=DOMAIN)
+    y = node.outputs[0]
+    y.name, y.type, y.shape = "y", ir.TensorType(FLOAT), ir.Shape(["B", "Q", heads * width])
+    opsets = {"": OPSET, DOMAIN: 1}
+    graph = ir.Graph(inputs, [y], nodes=[node], name="g", opset_imports=opsets)
+    whole = ir.Model(graph, ir_version=11, functions=[function_body()])
+    return ir.serde.serialize_model(whole).SerializeToString()
+
+
+def session(data: bytes, library: Path | None, threads: int = 1) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    if library is not None:
+        options.register_custom_ops_library(str(library))
+    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def feeds(
+    seed: int, rows: int, queries: int, keys: int, heads: int, kv_heads: int, width: int,
+    tops: AttentionTops,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Random operands; some keys are hidden from some queries, and at least one is common."""
+    rng = np.random.default_rng(seed)
+    k = rng.normal(size=(rows, kv_heads, keys, width)) + rng.normal(size=(kv_heads, 1, width)) * 4
+    v = rng.normal(size=(rows, kv_heads, keys, width))
+    visible = rng.random((rows, 1, queries, keys)) < 0.8
+    visible[..., 0] = True
+    common = visible[:, 0].all(1)
+    low, high = v.min((0, 2)), v.max((0, 2)) + 0.1
+    scale = (high - low) / tops.v
+    zero = np.rint(-low / scale)
+    floats = {
+        "q": rng.normal(size=(rows, queries, heads * width)) * 2, "k": k, "v": v,
+        "v_scale": scale.reshape(kv_heads, 1, 1, width),
+        "v_zero": zero.reshape(kv_heads, 1, 1, width),
+    }  # fmt: skip
+    return {
+        **{name: np.ascontiguousarray(x, np.float32) for name, x in floats.items()},
+        "visible": visible, "common": common,
+    }  # fmt: skip
+
+
+def expected(
+    x: dict[str, np.ndarray], heads: int, tops: AttentionTops
+) -> tuple[np.ndarray, np.ndarray]:
+    """y in float64, and how far from it fp32 may be.
+
+    Probabilities in fp32 lie within 64 units in the last place of scores up to a few hundred, which
+    moves codes only where p · top is that near to a half: then by one, and y by one step of p times a
+    value. Every value may so count one step of p: an upper bound that ties make necessary; typical
+    is none. Codes of q and k are found by the same fp32 steps but for the mean key, whose sum has
+    another order: at most one code of a channel may flip, which a step of q · k bounds.
+    """
+    y = reference(**x, heads=heads, tops=tops)
+    shared = heads // x["k"].shape[1]
+    largest = np.abs(x["v"]).max(2).repeat(shared, 1)  # (rows, heads, K)
+    step = largest.reshape(len(y), 1, -1) / tops.p
+    return y, step * 2 + 1e-5 * largest.reshape(len(y), 1, -1)
+
+
+@pytest.fixture(params=["body", *KERNELS])
+def library(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path | None]:
+    if request.param == "body":
+        yield None
+        return
+    monkeypatch.setenv("DQX_KERNEL", request.param)
+    built = prebuild()
+    try:
+        session(model(1, 1, 4, AttentionTops()), built)
+    except Exception as error:
+        assert "DQX_KERNEL" in str(error)
+        pytest.skip(f"{request.param} does not run on this machine")
+    yield built
+
+
+SHAPES = [
+    (1, 7, 19, 2, 1, 8), (2, 32, 96, 4, 2, 16), (1, 1, 1, 1, 1, 4), (1, 100, 130, 2, 2, 64),
+    (1, 5, 70, 4, 1, 128), (1, 50, 64, 1, 1, 20), (1, 3, 6, 2, 2, 10),
+]  # fmt: skip
+TOPS = [AttentionTops(), AttentionTops(v=15), AttentionTops(7, 7, 15, 15)]
+
+
+@pytest.mark.parametrize("tops", TOPS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_agrees_with_the_reference(
+    library: Path | None, shape: tuple[int, ...], tops: AttentionTops
+) -> None:
+    rows, queries, keys, heads, kv_heads, width = shape
+    x = feeds(0, rows, queries, keys, heads, kv_heads, width, tops)
+    (y,) = session(model(heads, kv_heads, width, tops), library).run(None, x)
+    want, bound = expected(x, heads, tops)
+    assert (np.abs(y - want) <= bound).all()
+    # and flips are rare: nearly all outputs are within rounding of fp32
+    near = np.abs(y - want) <= 1e-4 * np.abs(want).max()
+    assert near.mean() > 0.95
