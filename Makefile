@@ -1,13 +1,13 @@
 # Two commands do everything on a machine with Python 3.11 or later: `make demo` and `make test`.
 # Others: `make check` (no install), `make check-trt`, `make check-gpu`, `make check-lm-eval`,
-# `make clean`.
+# `make check-arm`, `make clean`.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test install install-dev check check-trt check-gpu check-lm-eval clean
+.PHONY: demo test install install-dev check check-trt check-gpu check-lm-eval check-arm clean
 
 demo: install
 	rm -rf $(DEMO)
@@ -60,6 +60,10 @@ check-lm-eval: install-dev
 # needs an NVIDIA GPU, PyTorch's CUDA build, and onnxruntime-gpu in place of onnxruntime
 check-gpu:
 	$(BIN)/pytest -m gpu
+
+# needs, on Debian: apt-get install g++-aarch64-linux-gnu qemu-user
+check-arm:
+	$(BIN)/pytest -m arm tests/ort_ops
 
 clean:
 	rm -rf $(VENV) $(DEMO) .mypy_cache .pytest_cache .ruff_cache

@@ -114,7 +114,7 @@ def build(
         draft = work.draft()
         recipe = made.recipe
         stored = write_weights(made.source, made.quantized, recipe, facts, draft, progress)
-        kinds = graph_kinds(options.logits)
+        kinds = graph_kinds(options.logits, spec.can_cast_shadow)
         use = operator_use(target, options)
         operators = write_graphs(spec, stored, recipe, kinds, draft, use)
         emit.copy_loop(draft)

@@ -122,6 +122,9 @@ def _trajectory(
             position = next((position for r, position, _ in written if r == row), None)
             if position is None:
                 continue  # this row waits or has ended
+            if step.causal:  # what it saw is causal in the states after it, too
+                forwards[row] += 1
+                continue
             valid, answer = _seen(facts, key_mask[row], prompt_length, position)
             is_mask = valid & (step.canvas_before[row] == facts.mask_id)
             yield State(
@@ -163,6 +166,8 @@ def _seen(
     if facts.attention != "block-causal" or facts.block_length is None:
         return key_mask.copy(), slice(prompt_length, None)
     first, size = int(key_mask.argmax()), facts.block_length
+    if facts.commit == "causal":
+        first = prompt_length
     start = first + (position - first) // size * size
     valid = key_mask & (np.arange(len(key_mask)) < start + size)
     behind = max(start, prompt_length)

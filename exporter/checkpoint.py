@@ -95,17 +95,19 @@ def open_checkpoint(
     mask_id: int | None = None,
     eot_id: int | None = None,
     block_length: int | None = None,
+    family_name: str | None = None,
 ) -> Checkpoint:
     """Open `folder`, checking configuration, names and shapes, but no weight values.
 
     `mask_id`, `eot_id` fill in what some upstream configurations do not carry; `block_length` is
-    that of the mask of block-causal attention, where it is to be another. Raises UserError.
+    that of the mask of block-causal attention, where it is to be another; `family_name` is for
+    models whose configuration does not tell their family. Raises UserError.
     """
     if not folder.is_dir():
         raise UserError(
             f"No checkpoint folder `{folder}`", "Give the folder that holds config.json"
         )
-    family, spec = read_configuration(folder, mask_id, eot_id, block_length)
+    family, spec = read_configuration(folder, mask_id, eot_id, block_length, family_name)
     found = _find_tensors(folder)
     return Checkpoint(folder, family, spec, _match(folder, family, spec, found))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.configuration_experts import positive, read_experts
+from exporter.configuration_rope import read_rope
 from exporter.errors import UserError
 from exporter.families import Family, Spec
 from exporter.family_table import FAMILIES
@@ -13,17 +14,23 @@ from exporter.tokenizer import added_tokens
 
 
 def read_configuration(
-    folder: Path, mask_id: int | None, eot_id: int | None, block_length: int | None = None
+    folder: Path,
+    mask_id: int | None,
+    eot_id: int | None,
+    block_length: int | None = None,
+    name: str | None = None,
 ) -> tuple[Family, Spec]:
     """Family and facts of the model in `folder`; the others fill in what config.json does not say.
 
     `block_length`, that of the mask of block-causal attention, is for models trained with several.
+    `name` is that of the family, whatever config.json calls the model.
 
     Raises UserError for an unknown family, settings that are not implemented, missing or impossible
     numbers.
     """
     config = read_json(folder / "config.json")
-    family = _family(folder, config)
+    family = _family(folder, config) if name is None else named_family(name)
+    _check_routing(folder, config)
     if block_length is not None:
         family = _in_blocks(folder, family)
         config = {**config, family.keys.get("block_length", "block_length"): block_length}
@@ -47,6 +54,15 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+def named_family(name: str) -> Family:
+    """The row of the table with this name. Raises UserError."""
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    known = ", ".join(family.name for family in FAMILIES)
+    raise UserError(f"No family is called `{name}`", f"One of {known}")
+
+
 def _family(folder: Path, config: dict[str, Any]) -> Family:
     kind, names = config.get("model_type"), config.get("architectures") or []
     known = ", ".join(f"`{f.model_type}` ({'/'.join(f.architectures)})" for f in FAMILIES)
@@ -56,8 +72,19 @@ def _family(folder: Path, config: dict[str, Any]) -> Family:
             return family
     raise UserError(
         f"`{folder}` holds model_type `{kind}` with architectures {names}, which is not known",
-        f"Known: {known}. A family is a row of exporter/family_table.py",
+        f"Known: {known}. A model in the layout of one of them can be opened with --family NAME,"
+        " iLLaDA with --family illada. A family is a row of exporter/family_table.py",
     )
+
+
+def _check_routing(folder: Path, config: dict[str, Any]) -> None:
+    """LLaDA2.2 goes by the names of LLaDA2.1, but chooses experts for whole blocks of tokens."""
+    if config.get("expert_capacity"):
+        raise UserError(
+            f"`{folder}` routes blocks of tokens to {config['expert_capacity']!r} experts"
+            " (expert_capacity), as LLaDA2.2 does, which is not implemented",
+            "LLaDA2.0 and 2.1 are; computed as one of these its answers would be wrong",
+        )
 
 
 def _in_blocks(folder: Path, family: Family) -> Family:
@@ -76,7 +103,7 @@ def _spec(
     folder: Path, family: Family, config: dict[str, Any], mask_id: int | None, eot_id: int | None
 ) -> Spec:
     _check_supported(folder, family, config)
-    facts: dict[str, Any] = {name: config.get(key) for name, key in family.keys.items()}
+    facts: dict[str, Any] = {name: _value(config, key) for name, key in family.keys.items()}
     facts["kv_heads"] = facts.get("kv_heads") or facts["heads"]
     facts["vocab_size"] = facts["vocab_size"] or config.get("vocab_size")
     facts.setdefault("rotary_share", 1.0)
@@ -94,6 +121,7 @@ def _spec(
         length = config.get(key)
         length = family.block_length if length is None else length
         facts["block_length"] = positive(folder, key, length, int)
+    yarn, query_scale = read_rope(folder, family.rope, config, facts["max_length"])
     if facts["heads"] % facts["kv_heads"]:
         raise UserError(
             f"{facts['heads']} query heads do not divide into {facts['kv_heads']} key heads",
@@ -111,8 +139,19 @@ def _spec(
         block_seed=family.block_seed,
         positions=family.positions,
         experts=read_experts(folder, family.experts, config, facts["layers"]),
+        commit=family.commit,
+        yarn=yarn,
+        query_scale=query_scale,
         **{"block_length": None, **facts, **ids},
     )
+
+
+def _value(config: dict[str, Any], key: str) -> Any:
+    """What stands at `key`, or at `table.key`; None where nothing does."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def _check_supported(folder: Path, family: Family, config: dict[str, Any]) -> None:
@@ -138,6 +177,7 @@ def _special_ids(
     """Mask, eos, eot, pad and bos id, from the options, the configuration and the tokenizer."""
     mask = config.get("mask_token_id") if mask_id is None else mask_id
     mask = _mask_token(folder) if mask is None else mask
+    mask = family.mask_id if mask is None else mask
     if mask is None:
         raise UserError(
             f"`{folder}/config.json` carries no mask_token_id", "Give it with --mask-id ID"

@@ -131,10 +131,12 @@ def longest_canvas(checkpoint: Checkpoint, options: DecodeOptions, settings: Set
 def plain(settings: Settings) -> Settings:
     """The same rule without chance, guidance and early stop: what two models can be compared by.
 
-    Without caches that change what a model predicts, too: the gate feeds whole canvases.
+    Without caches that change what a model predicts, too: the gate feeds whole canvases. A rule
+    whose states depend on more than the canvas is replaced by the one that it builds on.
     """
     return replace(
         settings,
+        sampler=settings.rule.stand_in or settings.sampler,
         cache="none" if settings.cache in ("prefix", "dual") else settings.cache,
         cfg_scale=0.0,
         temperature=0.0,

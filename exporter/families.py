@@ -29,6 +29,32 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class Yarn:
+    """Rotary frequencies that reach over longer texts (YaRN, arXiv 2309.00071, section 3.2).
+
+    Channels that turn more than `beta_fast` times in `length` positions keep their frequency, those
+    that turn less than `beta_slow` times have it divided by `factor`, in between it is a mixture.
+    """
+
+    factor: float
+    length: int  # positions before the stretch
+    beta_fast: float
+    beta_slow: float
+    scale: float  # of cosines and sines: the attention factor
+
+
+@dataclass(frozen=True)
+class QueryScale:
+    """Llama 4's temperature of attention in long texts.
+
+    Queries behind the rotary embedding are multiplied by 1 + beta ln(1 + floor(position / length)).
+    """
+
+    beta: float
+    length: int
+
+
+@dataclass(frozen=True)
 class Spec:
     """All facts about one model that the float model, the graphs and the decode loop need."""
 
@@ -59,6 +85,23 @@ class Spec:
     pad_id: int
     bos_id: int | None
     experts: Experts | None = None
+    commit: Literal["block", "causal"] = "block"  # see `commits_causally`
+    yarn: Yarn | None = None
+    query_scale: QueryScale | None = None
+
+    @property
+    def commits_causally(self) -> bool:
+        """Whether finished blocks are stored by a causal pass, which also seeds the next block.
+
+        Such a model sees its block both ways while it fills it; everything before the block has
+        seen only what stood before it. Elsewhere what is stored has seen its whole block.
+        """
+        return self.commit == "causal"
+
+    @property
+    def can_cast_shadow(self) -> bool:
+        """Whether tokens can be predicted without seeing themselves (runtime/shadow.py)."""
+        return self.attention == "full" and not self.shift
 
     @property
     def rotary_dim(self) -> int:
@@ -142,6 +185,8 @@ class Router:
 class Family:
     """One row of the table. `keys` maps a field of `Spec` to the upstream configuration key.
 
+    A key inside a table is written `table.key`.
+
     `tensors` maps our name to the upstream one, with `{i}` for the block and `{e}` for the expert.
     Where names share an upstream tensor, it holds their rows in the order of `block_shapes`.
     """
@@ -161,7 +206,10 @@ class Family:
     shift: bool = False
     corruption: Literal["absorbing", "uniform"] = "absorbing"
     block_seed: Literal["mask", "token"] = "mask"
+    commit: Literal["block", "causal"] = "block"
     positions: Literal["absolute", "skip-padding"] = "absolute"
+    rope: str | None = None  # upstream key of a table with YaRN's numbers and the query scale
+    mask_id: int | None = None  # where neither configuration nor tokenizer tell
     qkv_bias: bool | str = False  # or the upstream key that tells
     qk_norm: bool = False
     eot_token: str | None = None  # text of the end-of-turn token in the tokenizer

@@ -171,8 +171,8 @@ LLADA_MOE = Family(
     ),
 )
 
-# LLaDA 2.0 and 2.1. LLaDA 2.2 goes by the same names and routes whole blocks of tokens instead,
-# which is not implemented; how its configuration can be told apart is not known.
+# LLaDA 2.0 and 2.1. LLaDA 2.2 goes by the same names, but its configuration has an expert_capacity:
+# it routes whole blocks of tokens, which is not implemented.
 LLADA2 = Family(
     name="llada2",
     model_type="llada2_moe",
@@ -321,6 +321,48 @@ STABLE_DIFFCODER = Family(
 )
 
 
+# What its configuration calls it is not verified: `--family illada` opens it. Like LLaDA in all
+# that decides a graph, with Llama's tensors, shared key heads and the embedding as head.
+ILLADA = Family(
+    name="illada",
+    model_type="illada",
+    architectures=("iLLaDAModelLM",),
+    keys=_HF_KEYS,
+    tensors=_HF_TENSORS,
+    required={**_QWEN, "mlp_bias": (False, None)},
+    mask_id=5,
+    eot_token="<|eot_id|>",
+)
+
+# NVIDIA's Ministral that was taught to fill blocks: the queries of long texts are scaled as in
+# Llama 4. With `dlm_paradigm` other than this the released code masks otherwise.
+NEMOTRON = Family(
+    name="nemotron-labs-diffusion",
+    model_type="nemotron_labs_diffusion",
+    architectures=("NemotronLabsDiffusionModel",),
+    keys={**_HF_KEYS, "rope_theta": "rope_parameters.rope_theta", "block_length": "block_size"},
+    tensors={
+        name: {"head": "diffusion_head.weight"}.get(name, upstream.replace("model.", "encoder."))
+        for name, upstream in _HF_TENSORS.items()
+    },
+    required={
+        **_QWEN,
+        "mlp_bias": (False, None),
+        "sliding_window": (None,),
+        "dlm_paradigm": ("bidirectional",),
+        "num_ar_layers": (0, None),
+        "num_diffusion_layers": (0, None),
+    },
+    attention="block-causal",
+    block_length=32,
+    block_seed="token",
+    commit="causal",
+    positions="skip-padding",
+    rope="rope_parameters",
+    mask_id=100,
+    sampler="nemotron",
+)
+
 # One checkpoint layout holds models trained with full attention (MDLM) and in blocks (BD3-LM).
 A2D_QWEN3 = Family(
     name="a2d-qwen3",
@@ -368,6 +410,8 @@ FAMILIES = (
     FAST_DLLM_V2,
     OPEN_DCODER,
     STABLE_DIFFCODER,
+    ILLADA,
+    NEMOTRON,
     A2D_QWEN3,
     A2D_QWEN2,
     A2D_LLAMA,

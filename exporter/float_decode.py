@@ -35,10 +35,13 @@ class _WithTop:
         wanted: frozenset[str],
         cache: Cache | None = None,
         start: int = 0,
+        causal: bool = False,
+        shadow: Ints | None = None,
     ) -> Reductions:
         return self._session.forward(
-            ids, key_mask, window, bias, cfg_scale, temperature, wanted | TOP, cache, start
-        )
+            ids, key_mask, window, bias, cfg_scale, temperature, wanted | TOP, cache, start, causal,
+            shadow,
+        )  # fmt: skip
 
     def new_cache(self, rows: int, length: int) -> Cache:
         return self._session.new_cache(rows, length)
@@ -79,6 +82,7 @@ def record(
     commits: list[tuple[int, int, int, int]] = []
     ids: list[Ints] = []
     logps: list[Floats] = []
+    seen: list[tuple[int, int]] = []
     with progress.stage("float decode", most_calls(settings)) as done:
         for step in decode(session, facts, settings, canvas, prompt_length, key_mask):
             commits += [(len(canvases), *commit) for commit in step.commits]
@@ -87,6 +91,7 @@ def record(
             ids.append(step.reductions["topk_ids"][at])
             logps.append(log_probabilities(step.reductions)[at])
             canvases.append(step.canvas_before)
+            seen.append((step.stop, int(step.causal)))
             done()
     return Reference(
         prompt_length,
@@ -96,4 +101,5 @@ def record(
         np.array(commits, np.int64),
         np.concatenate(ids),
         np.concatenate(logps),
+        *(np.array(seen, np.int64).T if facts.commit == "causal" else ()),
     )

@@ -14,7 +14,7 @@ import torch
 
 from exporter.kv_cache import FloatCache, float_cache
 from exporter.layer import Layer
-from exporter.model import Context, make_context, rms_norm, run_block
+from exporter.model import Context, make_context, rms_norm, run_block, shadow_context
 from exporter.reductions import SUPPRESSED, Reductions
 from exporter.runtime.session import Cache
 from exporter.source import Source
@@ -72,14 +72,26 @@ class FloatModel:
         key_mask: torch.Tensor,
         cache: FloatCache | None = None,
         start: int = 0,
+        causal: bool = False,
+        shadow: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Hidden states (B, Q, D) after the last block, before the last norm.
 
-        Of ids (B, Q) that stand at `start`; key_mask (B, Q), or (B, length of the cache).
+        Of ids (B, Q) that stand at `start`; key_mask (B, Q), or (B, length of the cache). `causal`
+        and `shadow` (B, R) as in exporter/runtime/session.py; the states of a shadow come last.
         """
+        if shadow is not None:
+            ids = torch.cat((ids, torch.full_like(shadow, self.spec.mask_id)), 1)
         hidden = self.embed(ids)
         rows, fed = max(1, TOKENS_AT_ONCE // ids.shape[1]), slice(start, start + ids.shape[1])
-        contexts = [make_context(self.spec, m.to(self.device), fed) for m in key_mask.split(rows)]
+        contexts = [
+            make_context(self.spec, m.to(self.device), fed, causal) for m in key_mask.split(rows)
+        ]
+        if shadow is not None:
+            pairs = zip(key_mask.split(rows), shadow.split(rows), strict=True)
+            contexts = [
+                shadow_context(self.spec, m.to(self.device), s.to(self.device)) for m, s in pairs
+            ]
         for index, layer in enumerate(self.blocks()):
             if cache is not None:
                 parts = (slice(first, first + rows) for first in range(0, len(ids), rows))
@@ -134,18 +146,23 @@ class FloatSession:
         wanted: frozenset[str],
         cache: Cache | None = None,
         start: int = 0,
+        causal: bool = False,
+        shadow: npt.NDArray[np.int64] | None = None,
     ) -> dict[str, Array]:
         """Reductions (B, W) of the float model; see exporter/runtime/session.py."""
         assert cache is None or isinstance(cache, FloatCache)
         spec, tokens, parts = self.model.spec, torch.from_numpy(ids), 1 if cfg_scale is None else 2
         shape = (len(ids) // parts, len(window))
-        hidden = self.model.hidden(tokens, torch.from_numpy(key_mask), cache, start)
+        under = None if shadow is None else torch.from_numpy(shadow)
+        hidden = self.model.hidden(tokens, torch.from_numpy(key_mask), cache, start, causal, under)
         if not len(window):
             return {name: np.empty(shape) for name in wanted}
         at = torch.from_numpy(window) - start
-        picked = hidden[:, (at - 1).clamp_min(0) if spec.shift else at]
+        picked = hidden[:, (at - 1).clamp_min(0) if spec.shift or causal else at]
         halves = picked.reshape(parts, -1, spec.width)
-        held = tokens[: shape[0], at.clamp_max(ids.shape[1] - 1)].flatten()
+        if under is not None:
+            tokens = torch.cat((tokens, tokens.gather(1, under.clamp_min(0))), 1)
+        held = tokens[: shape[0], at.clamp_max(tokens.shape[1] - 1)].flatten()
         top_k = TOP_K if wanted & {"l2", "topk_ids", "topk_logits"} else 0
         bias = self._bias(special_bias)
         rows = zip(halves.split(ROWS_AT_ONCE, dim=1), held.split(ROWS_AT_ONCE), strict=True)
@@ -154,6 +171,8 @@ class FloatSession:
             for some, those in rows
         ]
         joined = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        if under is not None:
+            joined["l_unseen"] = joined["l_held"]
         return {n: v.reshape(*shape, *v.shape[1:]) for n, v in joined.items()}
 
     def new_cache(self, rows: int, length: int) -> FloatCache:

@@ -83,6 +83,12 @@ class Builder:
         """A tensor of the weights file as initializer, one a graph."""
         return self._initializer(name, self.tensors[name])
 
+    def default(self, name: str) -> ir.Value:
+        """A tensor of the weights file that a caller may replace: an input that has a value."""
+        value = self.weight(name)
+        self.graph.inputs.append(value)
+        return value
+
     def scale(self, name: str) -> ir.Value:
         """A float16 tensor of the file in the type of the arithmetic."""
         value = self.weight(name)

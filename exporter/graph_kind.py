@@ -13,6 +13,7 @@ class GraphKind:
     sample: bool = False  # also second best, entropy, top K and the odds at a temperature
     logits: bool = False  # also raw logits of all positions that are fed, for debugging
     cached: bool = False  # keys and values are kept between calls, and only some positions fed
+    shadow: bool = False  # tokens of a block are predicted without seeing themselves
 
     @property
     def name(self) -> str:
@@ -20,13 +21,15 @@ class GraphKind:
             ("cached" if self.cached else "full")
             + "-guided" * self.guided
             + "-sample" * self.sample
+            + "-shadow" * self.shadow
         )
 
     @property
     def reductions(self) -> list[str]:
         """What it returns of the logits, in order."""
         more = ["l2", "entropy", "topk_ids", "topk_logits", "rest_t"]
-        return ["id1", "l1", "rest", "l_held", *(more if self.sample else [])]
+        held = "l_unseen" if self.shadow else "l_held"
+        return ["id1", "l1", "rest", held, *(more if self.sample else [])]
 
     @property
     def outputs(self) -> list[str]:
@@ -34,7 +37,11 @@ class GraphKind:
         return [*self.reductions, *["logits"] * self.logits]
 
 
-def graph_kinds(logits: bool) -> list[GraphKind]:
-    """All graphs of a bundle, the cheapest first; `logits` adds raw logits."""
+def graph_kinds(logits: bool, shadow: bool = False) -> list[GraphKind]:
+    """All graphs of a bundle, the cheapest first; `logits` adds raw logits.
+
+    `shadow`: also the one for models with full attention and no shift.
+    """
     either = (False, True)
-    return [GraphKind(g, s, logits, c) for c in either for g in either for s in either]
+    kinds = [GraphKind(g, s, logits, c) for c in either for g in either for s in either]
+    return kinds + [GraphKind(logits=logits, shadow=True)] * shadow

@@ -16,7 +16,8 @@ def describe(manifest: Manifest) -> str:
         f"{model.layers} blocks of width {model.width}",
         f"recipe      {manifest.recipe} for {manifest.target}, computing in {manifest.compute}",
         f"axes        {model.attention} attention, {'shifted' if model.shift else 'unshifted'} "
-        f"logits, {model.corruption} corruption, blocks seeded by {model.block_seed}",
+        f"logits, {model.corruption} corruption, blocks seeded by {model.block_seed}"
+        f"{', committed causally' * (model.commit == 'causal')}",
         f"canvas      at most {model.max_length} tokens, {model.vocab_size} ids, "
         f"mask {model.mask_id}, eos {model.eos_id}",
         f"decoding    {manifest.decode.sampler}, {manifest.decode.gen_length} tokens, "

@@ -81,6 +81,7 @@ class Decode(Strict):
     credit_alpha: float = 0.7
     credit_beta: float = 0.8
     credit_gamma: float = 0.2
+    keep_threshold: float = 0.9
 
 
 class Runtime(Strict):

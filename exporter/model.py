@@ -5,6 +5,7 @@ q/k norms, gated SiLU MLP or experts, tied or untied head, full or block-causal 
 code runs a quantized model: a `Layer` says what is rounded on the way.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ class Context:
 
     cos: torch.Tensor
     sin: torch.Tensor
+    query_scale: torch.Tensor | None  # (B, 1, Q, 1), where queries grow with their position
     allowed: torch.Tensor | None  # bool (B, 1, 1 or Q, S), None: everyone sees everyone
     common: torch.Tensor | None  # bool (B, 1, 1, S): keys that every query of the canvas sees
     kept: Kept | None = None  # of the block that runs, if keys and values are kept between calls
@@ -42,12 +44,39 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return (x.float() * scale).to(x.dtype) * weight
 
 
+def frequencies(spec: Spec) -> torch.Tensor:
+    """Radians a position of each pair of channels that turns, fp32 (R/2,)."""
+    powers = torch.arange(0, spec.rotary_dim, 2, dtype=torch.float32) / spec.rotary_dim
+    plain, yarn = 1.0 / spec.rope_theta**powers, spec.yarn
+    if yarn is None:
+        return plain
+
+    def channel(turns: float) -> float:
+        """That turns so often in the length before the stretch."""
+        turn = math.log(yarn.length / (2 * math.pi * turns)) / math.log(spec.rope_theta)
+        return spec.rotary_dim / 2 * turn
+
+    # upstream's borders are whole channels, and never one and the same
+    first = max(math.floor(channel(yarn.beta_fast)), 0)
+    last = min(math.ceil(channel(yarn.beta_slow)), spec.rotary_dim - 1)
+    channels = torch.arange(len(plain), dtype=torch.float32)
+    stretched = ((channels - first) / max(last - first, 1e-3)).clamp(0, 1)
+    return plain * (1 - stretched) + plain / yarn.factor * stretched
+
+
+def query_scale(spec: Spec, positions: torch.Tensor) -> torch.Tensor | None:
+    """What queries at positions (B, Q) are multiplied by, fp32 (B, 1, Q, 1); None: by nothing."""
+    if spec.query_scale is None:
+        return None
+    steps = (positions // spec.query_scale.length).float()
+    return (1 + spec.query_scale.beta * steps.log1p())[:, None, :, None]
+
+
 def rotary_tables(spec: Spec, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin, fp32, of shape positions.shape + (R/2,), R the channels that turn."""
-    powers = torch.arange(0, spec.rotary_dim, 2, dtype=torch.float32) / spec.rotary_dim
-    frequencies = (1.0 / spec.rope_theta**powers).to(positions.device)
-    angles = positions.float()[..., None] * frequencies
-    return angles.cos(), angles.sin()
+    angles = positions.float()[..., None] * frequencies(spec).to(positions.device)
+    scale = 1.0 if spec.yarn is None else spec.yarn.scale
+    return angles.cos() * scale, angles.sin() * scale
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -58,11 +87,14 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), -1)
 
 
-def make_context(spec: Spec, key_mask: torch.Tensor, fed: slice = slice(None)) -> Context:
+def make_context(
+    spec: Spec, key_mask: torch.Tensor, fed: slice = slice(None), causal: bool = False
+) -> Context:
     """Tables and masks for key_mask bool (B, S), false at what is hidden, such as padding.
 
     Queries are those of the positions `fed`. Blocks of a block-causal mask are counted from the
-    first position that is shown, so that left padding does not move their borders.
+    first position that is shown, so that left padding does not move their borders. Of models that
+    commit causally the last block that is shown is the one that is filled, unless `causal`.
     """
     counted = (key_mask.long().cumsum(1) - 1).clamp_min(0)
     positions = counted
@@ -72,11 +104,38 @@ def make_context(spec: Spec, key_mask: torch.Tensor, fed: slice = slice(None)) -
     allowed = common = None if bool(key_mask.all()) else key_mask[:, None, None, :]
     if spec.attention == "block-causal":
         assert spec.block_length is not None
-        blocks = counted // spec.block_length
-        causal = (blocks[:, None, :] <= blocks[:, fed, None])[:, None]
-        allowed = causal if allowed is None else causal & allowed
+        blocks = counted if spec.commits_causally else counted // spec.block_length
+        reached = blocks[:, None, :] <= blocks[:, fed, None]
+        if spec.commits_causally and not causal:
+            filled = counted[:, fed] > counted[:, -1:] - spec.block_length
+            reached = reached | filled[..., None]
+        allowed = reached[:, None] if allowed is None else reached[:, None] & allowed
         common = (key_mask & (blocks == 0))[:, None, None]
-    return Context(cos[:, None], sin[:, None], allowed, common)
+    scale = query_scale(spec, positions[:, fed])
+    return Context(cos[:, None], sin[:, None], scale, allowed, common)
+
+
+def shadow_context(spec: Spec, key_mask: torch.Tensor, shadow: torch.Tensor) -> Context:
+    """Of a canvas with key_mask bool (B, S) and its shadow: masks at positions (B, R), -1: nowhere.
+
+    The canvas sees itself, the shadow all but the token that it stands for; see runtime/shadow.py.
+    """
+    canvas, length = make_context(spec, key_mask), key_mask.shape[1]
+    at = shadow.clamp_min(0)
+
+    def with_shadow(table: torch.Tensor) -> torch.Tensor:  # (B or 1, 1, S, R/2)
+        table = table.expand(len(at), -1, -1, -1)
+        rows = at[:, None, :, None].expand(-1, -1, -1, table.shape[-1])
+        return torch.cat((table, table.gather(2, rows)), 2)
+
+    nobody = torch.zeros_like(shadow, dtype=torch.bool)
+    common = torch.cat((key_mask, nobody), 1)[:, None, None]
+    own = shadow[..., None] == torch.arange(length, device=shadow.device)
+    others = (shadow >= 0)[:, None].expand(-1, shadow.shape[1], -1)
+    seen = torch.cat((key_mask[:, None] & ~own, others), 2)[:, None]
+    allowed = torch.cat((common.expand(-1, -1, length, -1), seen), 2)
+    scale = None if canvas.query_scale is None else with_shadow(canvas.query_scale)
+    return Context(with_shadow(canvas.cos), with_shadow(canvas.sin), scale, allowed, common)
 
 
 def trace_block(
@@ -133,6 +192,8 @@ def _operands(
         q = rms_norm(q, layer.tensors["q_norm"], spec.norm_eps)
         k = rms_norm(k, layer.tensors["k_norm"], spec.norm_eps)
     q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
+    if context.query_scale is not None:
+        q = q * context.query_scale.to(q.dtype)
     return (q, k, v) if context.kept is None else (q, *context.kept.feed(k, v))
 
 

@@ -16,7 +16,7 @@ def reduce(
 
     `held` (B, W) are the ids that l_held is about. `sample`: not the arg-max and its odds alone.
     """
-    choice = odds = g.weight("suppress")
+    choice = odds = g.default("suppress")
     if spec.special_ids:
         ids = g.ints(spec.special_ids)
         bias = g.input("special_bias", FLOAT, [2, len(spec.special_ids)])

@@ -41,16 +41,18 @@ def compare(
     for which in _together(reference, model.vocab_size):
         call = reference.commits[which[0], 0]
         rows, positions = reference.commits[which, 1], reference.commits[which, 2]
+        stop, causal = reference.seen(int(call))
         fed, row_at = np.unique(rows, return_inverse=True)
         window, column = np.unique(positions, return_inverse=True)
         found = session.forward(
-            reference.canvases[call][fed],
-            reference.key_mask[fed].astype(np.bool_),
+            reference.canvases[call][fed, :stop],
+            reference.key_mask[fed, :stop].astype(np.bool_),
             window,
             bias,
             None,
             None,
             TOP,
+            causal=causal,
         )
         at = (row_at, column)
         agrees[which] = found["id1"][at] == reference.commits[which, 3]

@@ -30,6 +30,8 @@ class Reference:
     commits: Ints  # (N, 4): call, row, position, id
     top_ids: Ints  # (N, K)
     top_logp: Floats  # (N, K) log probabilities
+    stops: Ints | None = None  # (T,) how much of the canvas a call saw; None: all
+    causal: Ints | None = None  # (T,) 1: no position saw what stands behind it
 
     def save(self, file: Path) -> None:
         """Write as safetensors; a bundle carries it, so that the gate can be run again anywhere."""
@@ -37,7 +39,8 @@ class Reference:
 
         from exporter.tensor_files import write_tensors
 
-        write_tensors(file, {k: torch.from_numpy(np.array(v)) for k, v in vars(self).items()})
+        arrays = {k: np.array(v) for k, v in vars(self).items() if v is not None}
+        write_tensors(file, {k: torch.from_numpy(array) for k, array in arrays.items()})
 
     @classmethod
     def load(cls, file: Path) -> "Reference":
@@ -50,6 +53,12 @@ class Reference:
             array = np.frombuffer(data[first:last], DTYPES[entry["dtype"]])
             arrays[name] = array.reshape(entry["shape"])
         return cls(**{**arrays, "prompt_length": int(arrays["prompt_length"])})
+
+    def seen(self, call: int) -> tuple[int, bool]:
+        """How much of the canvas a call saw, and whether causally."""
+        if self.stops is None or self.causal is None:
+            return self.canvases.shape[2], False
+        return int(self.stops[call]), bool(self.causal[call])
 
     def bins(self) -> Ints:
         """The bin (N,) of each commit by the mask ratio of its state: 0 = all masked … BINS − 1."""

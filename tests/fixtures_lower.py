@@ -154,6 +154,10 @@ class Lowered:
     def weights(self) -> Path:
         return self.bundle.folder / "graphs" / "weights.bin"
 
+    @property
+    def kinds(self) -> list[GraphKind]:
+        return graph_kinds(False, self.checkpoint.spec.can_cast_shadow)
+
     def graph(self, kind: GraphKind) -> Path:
         return self.bundle.folder / "graphs" / f"{kind.name}.onnx"
 
@@ -189,7 +193,7 @@ def lower(
     described = describe_model(checkpoint, "0" * 64, used_vocabulary(checkpoint), CANVAS)
     facts = loop_facts(described)
     stored = write_weights(checkpoint, quantized, recipe, facts, draft, Progress())
-    kinds = graph_kinds(logits)
+    kinds = graph_kinds(logits, spec.can_cast_shadow)
     write_graphs(spec, stored, recipe, kinds, draft)
     graphs = tuple(
         Graph(k.name, f"graphs/{k.name}.onnx", k.guided, tuple(k.outputs), k.cached) for k in kinds

@@ -55,7 +55,7 @@ def _type(value: ir.Value) -> str:
 
 def _nodes(graph: ir.Graph) -> list[str]:
     """`result = Op(inputs) attributes`; what has a name goes by it, the rest is %n."""
-    named = [*graph.inputs, *graph.outputs, *graph.initializers.values()]
+    named = {*graph.inputs, *graph.outputs, *graph.initializers.values()}
     names = {value: str(value.name) for value in named}
     lines = []
     for node in graph:

@@ -105,12 +105,30 @@ class NumpyModel:
         if self.facts.shift:  # Dream counts positions without padding
             position = np.maximum(np.cumsum(key_mask, 1) - 1, 0)
         position = position[:, start : start + ids.shape[1]]
-        cache = cache or KeyCache(*ids.shape)
+        return self._run(ids, position, key_mask[:, None], cache or KeyCache(*ids.shape), start)
+
+    def shadow_logits(self, ids: Ints, key_mask: Bools, shadow: Ints) -> Floats:
+        """Raw logits [B, R, V] of the shadow [B, R] of a canvas [B, S], entry by entry."""
+        rows, length = ids.shape
+        sees = np.zeros((rows, length + shadow.shape[1], length + shadow.shape[1]), bool)
+        for row, query, key in np.ndindex(*sees.shape):
+            if key < length:
+                stands_for = -1 if query < length else shadow[row, query - length]
+                sees[row, query, key] = key_mask[row, key] and stands_for != key
+            else:
+                sees[row, query, key] = query >= length and shadow[row, key - length] >= 0
+        position = np.concatenate([np.tile(np.arange(length), (rows, 1)), shadow], 1)
+        fed = np.concatenate([ids, np.full_like(shadow, self.facts.mask_id)], 1)
+        return self._run(fed, position, sees, KeyCache(*fed.shape), 0)[:, length:]
+
+    def _run(
+        self, ids: Ints, position: Ints, allowed: Bools, cache: KeyCache, start: int
+    ) -> Floats:
         x = self.weights[self.names["embed"] + ".weight"][ids]
         for i in range(self.layers):
             block = self.names["block"].format(i=i)
             h = self._norm(block, "attn_norm", x)
-            x = x + self._attend(block, h, position, key_mask, cache, start)
+            x = x + self._attend(block, h, position, allowed, cache, start)
             h = self._norm(block, "mlp_norm", x)
             gate = self._linear(block, "gate", h)
             h = gate / (1 + np.exp(-gate)) * self._linear(block, "up", h)
@@ -127,7 +145,7 @@ class NumpyModel:
         return np.asarray(x @ self.weights[f"{name}.weight"].T + bias)
 
     def _attend(
-        self, block: str, x: Floats, position: Ints, key_mask: Bools, cache: KeyCache, start: int
+        self, block: str, x: Floats, position: Ints, allowed: Bools, cache: KeyCache, start: int
     ) -> Floats:
         width = x.shape[-1] // self.heads
 
@@ -145,7 +163,7 @@ class NumpyModel:
 
         k, v = cache.feed(block, turn(heads("k")), heads("v"), start)
         scores = turn(heads("q")) @ k.swapaxes(2, 3) / np.sqrt(width)
-        scores = np.where(key_mask[:, None, None], scores, -1e30)
+        scores = np.where(allowed[:, None], scores, -1e30)
         p = np.exp(scores - scores.max(-1, keepdims=True))
         mixed = (p / p.sum(-1, keepdims=True)) @ v
         return self._linear(block, "o", mixed.swapaxes(1, 2).reshape(x.shape))
@@ -201,11 +219,17 @@ class NumpySession:
         wanted: frozenset[str],
         cache: Cache | None = None,
         start: int = 0,
+        causal: bool = False,
+        shadow: Ints | None = None,
     ) -> Reductions:
         """See exporter/runtime/session.py."""
         self.calls, self.rows = self.calls + 1, self.rows + len(ids)
         assert cache is None or isinstance(cache, KeyCache)
         logits = self.model.logits(ids, key_mask, cache, start)
+        if shadow is not None:
+            under = self.model.shadow_logits(ids, key_mask, shadow)
+            logits = np.concatenate([logits, under], 1)
+            ids = np.concatenate([ids, np.take_along_axis(ids, np.maximum(shadow, 0), 1)], 1)
         at = np.maximum(window - 1, 0) if self.facts.shift else window
         logits = logits[:, at - start]
         if cfg_scale is not None:
@@ -216,7 +240,8 @@ class NumpySession:
         bias = np.zeros(logits.shape[-1])
         bias[list(self.facts.special_ids)] = special_bias[1]
         held = ids[: len(logits), np.minimum(window - start, ids.shape[1] - 1)]
-        return reduce(logits, bias, temperature or 1.0, held)
+        found = reduce(logits, bias, temperature or 1.0, held)
+        return found if shadow is None else {**found, "l_unseen": found["l_held"]}
 
     def new_cache(self, rows: int, length: int) -> KeyCache:
         return KeyCache(rows, length)

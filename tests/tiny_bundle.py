@@ -154,6 +154,8 @@ class Twin:
         wanted: frozenset[str],
         cache: Cache | None = None,
         start: int = 0,
+        causal: bool = False,
+        shadow: Ints | None = None,
     ) -> Reductions:
         """See exporter/runtime/session.py; K is the vocabulary."""
         assert cache is None or isinstance(cache, TokenCache)

@@ -61,10 +61,22 @@ class Timed:
         wanted: frozenset[str],
         cache: Cache | None = None,
         start: int = 0,
+        causal: bool = False,
+        shadow: Ints | None = None,
     ) -> Reductions:
         begun = time.perf_counter()
         found = self.session.forward(
-            ids, key_mask, window, special_bias, cfg_scale, temperature, wanted, cache, start
+            ids,
+            key_mask,
+            window,
+            special_bias,
+            cfg_scale,
+            temperature,
+            wanted,
+            cache,
+            start,
+            causal,
+            shadow,
         )
         self.seconds += time.perf_counter() - begun
         return found

@@ -37,6 +37,9 @@ def ablate(
     calib_prompts: Annotated[int, typer.Option(min=1, help="How many are rolled out.")] = 128,
     mask_id: Annotated[int | None, typer.Option(help="Where config.json has none.")] = None,
     eot_id: Annotated[int | None, typer.Option(help="End-of-turn id, if not found.")] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Its name, where config.json calls the model otherwise.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of runs and tables.")] = Path(
         "ablation"
@@ -68,7 +71,7 @@ def ablate(
         trajectory, Hardware(device_of(device)),
     )  # fmt: skip
     with one_kind_of_error():
-        opened = open_tasks(arguments or [], limit, (mask_id, eot_id, None), progress)
+        opened = open_tasks(arguments or [], limit, (mask_id, eot_id, None, family), progress)
         trials = run(*opened, options, out, progress)
     found = summarize(trials, bases_of(recipes, base))
     write_atomically(out / "table.md", [markdown(found).encode()])

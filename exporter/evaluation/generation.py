@@ -78,7 +78,7 @@ def decode_batch(subject: Subject, session: Session, batch: Batch, step: Step) -
     forwards, calls = np.zeros(len(canvas), np.int64), most_calls(settings)
     for call in decode(session, model, settings, canvas, start, key_mask):
         # a row that changes nothing would not have been fed alone, but for a last look at a block
-        changed = {row for row, *_ in call.commits} | {row for row, *_ in call.edits}
+        changed = {row for row, *_ in [*call.commits, *call.edits, *call.grown]}
         forwards[sorted(changed)] += 1
         if calls > 0:
             calls -= 1

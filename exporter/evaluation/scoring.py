@@ -82,11 +82,17 @@ def encode_questions(subject: Subject, questions: Sequence[Question], chat: bool
 
 
 def opens_logits(subject: Subject) -> Callable[[], RawLogits]:
-    """What opens the logits of `subject`. Raises UserError where it returns none."""
+    """What opens the logits of `subject`. Raises UserError where these are none, or no use."""
     if subject.logits is None:
         raise UserError(
             f"The graphs of `{subject.name}` return reductions, no logits to score with",
             "Build the bundle with --outputs logits, or evaluate its checkpoint",
+        )
+    if subject.facts.commit == "causal":
+        raise UserError(
+            f"`{subject.name}` sees both sides of a token in one block at a time, so masks drawn"
+            " over a whole answer are none that it was trained on",
+            "Give tasks that are decoded",
         )
     return subject.logits
 

@@ -50,6 +50,13 @@ def changes(step: Step) -> list[Change]:
     return step.commits + [edit for edit in edits if edit not in step.commits]
 
 
+def moved(step: Step, row: int, position: int) -> int:
+    """Where a position of a row is once the masks of `step` are inserted."""
+    for grown, start, count in step.grown:
+        position += count * (grown == row and position >= start)
+    return position
+
+
 def answers(task: Task, trace: Trace) -> list[Answer]:
     """One `Answer` a row."""
     return [_answer(task, row, trace) for row in range(len(task.canvas))]

@@ -35,8 +35,10 @@ def wanted(settings: Settings) -> frozenset[str]:
         names |= {"l1", "l2"}
     elif settings.rule.doubt == "entropy":
         names |= {"entropy"}
+    if settings.rule.credited:
+        names |= {"l1", "topk_ids", "topk_logits"}
     if settings.rule.held:
-        names |= {"l1", "l_held"}
+        names |= {"l1", "l_unseen" if settings.rule.shadowed else "l_held"}
     if settings.early_commit:
         names |= {"l1", "l2"}
     return frozenset(names)

@@ -18,6 +18,7 @@ import sys
 import traceback
 from pathlib import Path
 
+from .allowed import allowed_ids
 from .bundle import read_bundle
 from .chat import Chat
 from .conversation import Conversation
@@ -67,7 +68,10 @@ def _run(folder: Path, argv: list[str], prog: str | None) -> None:
     sources = [] if args.chat else given_prompts(args, parser)
     needed = args.chat or any(source.text is not None for source in sources)
     text = _text(folder, needed)
-    engine = Engine(bundle, text, args.provider, args.threads, args.accuracy_level, args.operators)
+    allowed = allowed_ids(args.allow_ids, args.forbid_ids, bundle.model)
+    engine = Engine(
+        bundle, text, args.provider, args.threads, args.accuracy_level, args.operators, allowed
+    )
     if args.chat:
         _chat(engine, args)
     else:

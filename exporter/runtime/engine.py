@@ -10,7 +10,7 @@ from .bundle import Bundle
 from .candidates import wanted
 from .errors import UserError
 from .loop import Result, Step, decode
-from .session import Session
+from .session import Bools, Session
 from .session_ort import open_session
 from .settings import Settings
 from .statistics import Clock, Statistics
@@ -41,10 +41,12 @@ class Engine:
         threads: int | None = None,
         accuracy_level: int | None = None,
         operators: bool = True,
+        allowed: Bools | None = None,
     ) -> None:
+        """`allowed` [vocabulary]: the ids that may be predicted; the others as `open_session`."""
         self.bundle, self.text = bundle, text
         self._hardware = provider, threads, accuracy_level
-        self._operators = operators
+        self._operators, self._allowed = operators, allowed
         self._loaded: tuple[bool, bool, frozenset[str]] | None = None
         self._session: Session | None = None
 
@@ -62,9 +64,11 @@ class Engine:
             if (guided, cached) == (was_guided, was_cached) and names <= has:
                 return self._session
         self._session = None  # two graphs at a time would take the memory of two models
-        session: Session = open_session(
+        session = open_session(
             self.bundle, guided, names, *self._hardware, cached, self._operators
         )
+        if self._allowed is not None:
+            session.restrict(self._allowed)
         self._session, self._loaded = session, (guided, cached, names)
         return session
 

@@ -7,9 +7,11 @@ import numpy.typing as npt
 
 from .bundle import ModelFacts
 from .candidates import scale, wanted
+from .growth import ends
 from .plan import Call
 from .session import Array, Bools, Cache, Ints, Reductions, Session
 from .settings import Settings
+from .shadow import at_rows, rows_for, shadow_of
 from .task import Task
 
 SUPPRESSED = -1e4  # added to a logit that must not count; exp() of it is 0
@@ -24,6 +26,7 @@ class Feeder:
     canvas in the first call of a block, then the block with or without what stands behind it.
     `exact` feeds everything whose keys and values are not final: a block is stored together with
     the first call of the next, the prompt with the first call, the longest part of it before that.
+    Of models that commit causally final is what a causal call fed: that which seeds a block.
     """
 
     def __init__(self, session: Session, task: Task) -> None:
@@ -43,12 +46,13 @@ class Feeder:
         Rows that were not fed hold -1 and infinity.
         """
         start, stop = self._range(call)
+        rows = np.arange(len(self._task.canvas))
         if self._cache is None:
             rows = np.flatnonzero(call.rows)
-            found = self._feed(rows, start, stop, window)
+        if self._task.settings.rule.shadowed:
+            found = self._with_shadow(call, rows, window)
         else:
-            found = self._feed(np.arange(len(self._task.canvas)), start, stop, window)
-            rows = np.arange(len(self._task.canvas))
+            found = self._feed(rows, start, stop, window, causal_call(self._task, call))
         spread = {n: _spread(array, rows, len(self._task.canvas)) for n, array in found.items()}
         return spread, start, stop
 
@@ -56,13 +60,18 @@ class Feeder:
         """What is fed. Feeds the chunks of a long prompt that go before it."""
         task, members = self._task, call.members
         assert members is not None
-        length, rows = task.canvas.shape[1], call.rows
+        rows = call.rows
         fed = np.flatnonzero(members[rows].any(0))
         lo, hi = int(fed[0]), int(fed[-1]) + 1
         if call.seeds:
             hi = int(members[rows].argmax(1).max())
+        if task.causal and self._cache is None:
+            return 0, hi
+        if task.commits_causally:
+            return self._committed(call, lo, hi)
         if task.causal:
-            return self._exact(call, members, lo, hi) if self._cache is not None else (0, hi)
+            return self._exact(call, members, lo, hi)
+        length = int(ends(task)[rows].max()) if self._cache is None else task.canvas.shape[1]
         if self._cache is None or call.block != self._refreshed:
             self._refreshed = call.block
             return 0, length
@@ -81,6 +90,20 @@ class Feeder:
             start -= 1  # its row predicts position start
         return start, hi
 
+    def _committed(self, call: Call, lo: int, hi: int) -> tuple[int, int]:
+        """Causal calls store what stands before the block at `lo`; a call that seeds is the last.
+
+        Blocks stand at the same places in all rows, so the same is final in all.
+        """
+        every, none = np.arange(len(call.rows)), np.zeros(0, np.int64)
+        start = int(self._final.min())
+        while start + (CHUNK if call.seeds else 0) < lo:
+            stop = min(start + CHUNK, lo)
+            self._feed(every, start, stop, none, causal=True)
+            start = stop
+        self._final[:] = lo
+        return (start, lo) if call.seeds else (lo, hi)
+
     def _settle(self, start: int, stop: int, filled: Ints) -> None:
         """Note what is final once start ... stop is fed: whole blocks before `filled` [B]."""
         size = self._task.block_length
@@ -89,7 +112,23 @@ class Feeder:
         final = np.maximum(self._final, np.minimum(whole, filled))
         self._final = np.where(reached, final, self._final)
 
-    def _feed(self, rows: Ints, start: int, stop: int, window: Ints) -> Reductions:
+    def _with_shadow(self, call: Call, rows: Ints, window: Ints) -> Reductions:
+        """The canvas and a shadow of the block, which predicts its tokens."""
+        members, length = call.members, self._task.canvas.shape[1]
+        assert members is not None
+        asked = rows_for(members[rows], self._task.masked()[rows], window)
+        every, shadow = np.asarray(sorted({*asked.flat})), shadow_of(members[rows])
+        return at_rows(self._feed(rows, 0, length, every, shadow=shadow), every, asked)
+
+    def _feed(
+        self,
+        rows: Ints,
+        start: int,
+        stop: int,
+        window: Ints,
+        causal: bool = False,
+        shadow: Ints | None = None,
+    ) -> Reductions:
         task, settings = self._task, self._task.settings
         ids = task.canvas[rows, start:stop]
         mask = task.key_mask[rows]
@@ -101,7 +140,7 @@ class Feeder:
         if self._guided:  # the unconditional rows know nothing of what was given
             given = np.where(task.blank[rows, start:stop], ids, task.model.mask_id)
             ids, mask = np.concatenate([ids, given]), np.concatenate([mask, mask])
-        cached = () if self._cache is None else (self._cache, start)
+            shadow = None if shadow is None else np.concatenate([shadow, shadow])
         return self._session.forward(
             ids,
             mask,
@@ -110,8 +149,16 @@ class Feeder:
             settings.cfg_scale if self._guided else None,
             scale(settings) if settings.reshapes else None,
             wanted(settings),
-            *cached,
+            self._cache,
+            start,  # 0 without a cache
+            causal=causal,
+            shadow=shadow,
         )
+
+
+def causal_call(task: Task, call: Call) -> bool:
+    """True when no position may see what stands behind it, and each row predicts the next one."""
+    return call.seeds and task.commits_causally
 
 
 def special_bias(model: ModelFacts, settings: Settings) -> npt.NDArray[np.float32]:

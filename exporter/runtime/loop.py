@@ -14,10 +14,12 @@ import numpy as np
 
 from .bundle import ModelFacts
 from .candidates import candidates
+from .credit import Credits
 from .early_commit import ready
 from .ending import close_finished
 from .errors import UserError
-from .forward import Feeder
+from .forward import Feeder, causal_call
+from .growth import Growth, grow, shorten
 from .plan import calls
 from .selection import Commit, Edit, select
 from .session import Bools, Ints, Reductions, Session
@@ -38,6 +40,8 @@ class Step:
     start: int = 0  # of what was fed
     stop: int = 0  # its end; block-causal models see nothing behind it
     edits: list[Edit] = field(default_factory=list)  # tokens replaced by others, or by the mask
+    grown: list[Growth] = field(default_factory=list)  # masks inserted after that
+    causal: bool = False  # no position saw what stands behind it: a call that seeds blocks
 
 
 @dataclass
@@ -82,13 +86,17 @@ def decode(
     with the rest by canvas samplers. Tokens that stand at the start are never changed, and no mask
     is left at the end. With `early_stop` a row ends at its first end-of-text token once no mask is
     left before it, or with the block where the sampler `finishes`; masks behind it become
-    end-of-text tokens. `result` is filled on the way. Raises `UserError` for what this loop cannot
+    end-of-text tokens. A sampler that `grows` takes the generated region as room, and changes
+    `key_mask` in place too: what it hides at the end holds end-of-text tokens and is no part of the
+    answer. `result` is filled on the way. Raises `UserError` for what this loop cannot
     decode, and for a session that predicts the mask id.
     """
     task = make_task(model, settings, canvas, prompt_length, key_mask)
     result = Result(canvas) if result is None else result
     rngs = [np.random.Generator(np.random.PCG64([settings.seed, r])) for r in range(len(canvas))]
-    feed = Feeder(session, task)
+    if settings.rule.grows:
+        shorten(task)
+    feed, credits_ = Feeder(session, task), Credits(settings)
     if settings.early_stop and _ended(task):
         return
     for index, call in enumerate(calls(task, rngs)):
@@ -96,6 +104,8 @@ def decode(
             result.skipped += 1
             continue
         before, watched = canvas.copy(), call.places
+        if call.watched is not None:
+            watched = watched | call.watched
         if settings.early_commit:
             watched = watched | task.masked() & call.rows[:, None]
         window = np.flatnonzero(watched.any(0))
@@ -104,14 +114,21 @@ def decode(
         if settings.early_commit:
             whole |= ready(found, watched[:, window], task)
         places = np.where(whole[:, None], watched, call.places)
-        offered = candidates(found, places[:, window], model, settings, rngs)
+        used, unknown = found, 0
+        if settings.rule.credited:
+            used, unknown = credits_.fuse(found, call, window)
+        offered = candidates(used, places[:, window], model, settings, rngs)
         result.forwards += 1
-        result.inexact_draws += offered.inexact
+        result.inexact_draws += offered.inexact + unknown
         result.nans += int(np.isnan(found["rest"][places[:, window]]).sum())
         commits, edits = select(offered, found, call, window, task, rngs, whole)
         _write(task, commits, edits)
+        grown = grow(task, call, window, found, offered)
         ended = settings.early_stop and settings.stops_at_once and _ended(task)
-        yield Step(index, call.block, before, window, commits, found, start, stop, edits)
+        yield Step(
+            index, call.block, before, window, commits, found, start, stop, edits, grown,
+            causal_call(task, call),
+        )  # fmt: skip
         if ended:
             return
 

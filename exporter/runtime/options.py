@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields, replace
+from pathlib import Path
 
 from .samplers import SAMPLERS
 from .settings import BLOCK_SAMPLERS, CACHES, CANVAS_SAMPLERS, Settings
@@ -139,11 +140,12 @@ def _add_settings(group: argparse._ArgumentGroup, defaults: Settings) -> None:
     add("steps", int, "model calls for them, or for a block of sdar, llada2; none = one a token")
     add("block_length", int, "tokens of a block, for all but the samplers of a whole canvas")
     add("threshold", float, "probability that commits")
-    add("low_threshold", float, "probability that commits near or among surer tokens, or under which one becomes several")
+    add("low_threshold", float, "probability that commits among surer tokens, or that is unsure")
     add("radius", int, "positions around a sure token that the low threshold is for")
     add("factor", float, "how many commit at once")
     add("gamma", float, "entropy in nats that tokens of one call may have together")
     add("editing_threshold", float, "probability that replaces a token of the block")
+    add("keep_threshold", float, "probability that a token of the block needs to stand")
     add("max_post_steps", int, "model calls that only edit, for a block")
     add("num_to_transfer", int, "tokens to commit a call at least")
     add("minimal_topk", int, "tokens to commit a call at least, where steps are more")
@@ -168,6 +170,16 @@ def _add_settings(group: argparse._ArgumentGroup, defaults: Settings) -> None:
     switch("early_commit", "fill the answer at once when all of it is sure")
     switch("eos_inf", "never predict the end-of-text token")
     switch("confidence_eos_inf", "commit end-of-text and end-of-turn tokens last")
+    _add_constraints(group)
+
+
+def _add_constraints(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--allow-ids", type=Path, metavar="FILE", help="predict only the token ids in FILE"
+    )
+    group.add_argument(
+        "--forbid-ids", type=Path, metavar="FILE", help="predict none of the token ids in FILE"
+    )
 
 
 def _default_of(name: str, defaults: Settings) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .ending import close_finished
+from .growth import answer, append_end, ends
 from .schedule import (
     Block,
     Floats32,
@@ -22,6 +23,8 @@ from .task import Task
 
 Generators = list[np.random.Generator]
 
+FIRST_TAKEN = 30  # what WINO takes the call before the first of a block to have committed
+
 
 @dataclass(frozen=True)
 class Call:
@@ -30,15 +33,18 @@ class Call:
     open: Bools  # [B, L] masks that it may replace
     quota: Ints | None = None  # [B] how many it replaces; None = the rule decides
     edits: Bools | None = None  # [B, L] tokens that it may replace
+    most_edits: Ints | None = None  # [B] how many of these at most; None = the rule decides
     whole: bool = False  # it replaces all that is open
     seeds: bool = False  # it predicts first tokens of a block from the blocks before it alone
     block: int = 0
     members: Bools | None = None  # [B, L] of the block
+    watched: Bools | None = None  # [B, L] what a rule that makes room looks at, masks or not
 
     @property
     def rows(self) -> Bools:
         """[B] rows that it may change."""
-        return np.asarray(self.places.any(1))
+        places = self.places if self.watched is None else self.places | self.watched
+        return np.asarray(places.any(1))
 
     @property
     def places(self) -> Bools:
@@ -87,7 +93,7 @@ def _prompt_blocks(task: Task, block: Block) -> Bools:
 
 def _seeded(task: Task, block: Block, found: Iterator[Call]) -> Iterator[Call]:
     """Fast-dLLM v2, Nemotron: what stands before a block gives its first token, as in a causal
-    model; then come the calls that fill the block. Upstream stores the blocks before in that call.
+    model; then come the calls that fill the block. That call stores the blocks before, too.
     """
     first = block.members & (np.cumsum(block.members, axis=1) == 1)
     first &= np.cumsum(task.key_mask, axis=1) > 1  # nothing stands before the first token
@@ -114,7 +120,7 @@ def _open(task: Task, block: Block) -> Bools:
 def _even(task: Task, block: Block, rngs: Generators) -> Iterator[Call]:
     """LLaDA: the masks that the block starts with, split evenly over its calls."""
     blanks = task.blank[:, : task.prompt_length].sum(1)
-    start = (block.members & task.blank).sum(1)
+    start = _open(task, block).sum(1)  # without its first token, if that was seeded
     for quota in even_split(start, block_steps(block, blanks, task.settings)).T:
         yield Call(_open(task, block) & (quota > 0)[:, None], quota)
 
@@ -157,7 +163,7 @@ def _editing(task: Task, block: Block, rngs: Generators) -> Iterator[Call]:
     settings = task.settings
     quota = np.full(len(task.canvas), settings.num_to_transfer)
     post = np.zeros(len(task.canvas), np.int64)
-    done = ~(block.members & task.blank).any(1)
+    done = ~_open(task, block).any(1)  # given, or behind the end of an answer
     while True:
         open_ = _open(task, block)
         full = ~open_.any(1)
@@ -215,10 +221,48 @@ def _sub_blocks(task: Task, block: Block, rngs: Generators) -> Iterator[Call]:
             yield Call(open_)
 
 
+def _growing(task: Task, block: Block, rngs: Generators) -> Iterator[Call]:
+    """DAEDAL: the length of the answer first, then block by block while the rows may grow."""
+    if not block.members[:, task.prompt_length :].any():  # blanks of the prompt stay single tokens
+        yield from _until_full(task, block, rngs)
+        return
+    if block.members[:, task.prompt_length].any():
+        yield from _lengthening(task)
+        append_end(task)
+    while (open_ := _open(task, block)).any():
+        rows = np.asarray(open_.any(1))
+        yield Call(open_, watched=answer(task) & rows[:, None])
+
+
+def _lengthening(task: Task) -> Iterator[Call]:
+    """Calls that only make room, until no row needs more or has more."""
+    rows: Bools = ends(task) < task.canvas.shape[1]
+    while rows.any():
+        before = ends(task)
+        yield Call(np.zeros_like(task.blank), watched=answer(task) & rows[:, None])
+        rows &= (ends(task) > before) & (ends(task) < task.canvas.shape[1])
+
+
+def _revoking(task: Task, block: Block, rngs: Generators) -> Iterator[Call]:
+    """WINO: a share of the masks at most; fewer tokens are put back than the call before took.
+
+    So every two calls leave fewer masks, and a block ends.
+    """
+    taken = np.full(len(task.canvas), FIRST_TAKEN)
+    while (open_ := _open(task, block)).any():
+        active = np.asarray(open_.any(1))
+        quota = np.clip((0.7 * open_.sum(1)).astype(np.int64), 5, 20)
+        tokens = block.members & task.blank & ~open_ & active[:, None]
+        yield Call(open_, quota, tokens, taken - 1)
+        taken = np.where(active, (open_ & ~task.masked()).sum(1), taken)
+
+
 SCHEDULES: Mapping[str, Schedule] = {
     "even": _even,
     "at-most": _at_most,
     "until-full": _until_full,
+    "growing": _growing,
+    "revoking": _revoking,
     "in-steps": _in_steps,
     "block-quota": _block_quota,
     "editing": _editing,

@@ -42,6 +42,22 @@ def above_threshold(rest: Floats, threshold: float, strict: bool = False) -> Int
     return np.flatnonzero(taken)
 
 
+def capped(rest: Floats, threshold: float, most: int) -> Ints:
+    """All with p > threshold, of more than `most` the surest, always the surest of all (WINO)."""
+    taken = above_threshold(rest, threshold, strict=True)
+    return taken if len(taken) <= most else surest(rest, most)
+
+
+def revoked(held: Floats, threshold: float, most: int) -> Ints:
+    """Tokens with p < threshold by the odds against them, the least sure of more than `most`.
+
+    WINO (arXiv 2507.18578) with the numbers of its published loop.
+    """
+    unsure = np.flatnonzero(~passing(held, threshold, strict=False))
+    order = np.argsort(-np.where(np.isnan(held), np.inf, held)[unsure], kind="stable")
+    return unsure[order[: max(most, 0)]]
+
+
 def threshold_or_quota(rest: Floats, threshold: float, quota: int) -> Ints:
     """All with p > threshold if these are at least the quota, otherwise the surest of the quota.
 

@@ -62,8 +62,12 @@ class Sampler:
     finishes: bool = False
     stores: bool = False
     revises: bool = False  # tokens that stand may be replaced
-    held: bool = False  # and are looked at with their own probability
+    held: bool = False  # by the mask, and are looked at with their own probability
+    shadowed: bool = False  # which a shadow of the block predicts (shadow.py)
+    credited: bool = False  # what a position predicted before counts
+    grows: bool = False  # the length of the answer is found on the way
     by_canvas: bool = False  # knows no blocks
+    stand_in: str = ""  # what calibration and gate roll out with, where states must have one shape
 
 
 def _surest(offer: Offer) -> Ints:
@@ -88,6 +92,10 @@ def _strictly_above(offer: Offer) -> Ints:
 
 def _near_best(offer: Offer) -> Ints:
     return rules.near_best(offer.doubt, offer.limit("threshold"))
+
+
+def _capped(offer: Offer) -> Ints:
+    return rules.capped(offer.doubt, offer.limit("threshold"), offer.quota)
 
 
 def _hierarchy(offer: Offer) -> Ints:
@@ -131,6 +139,7 @@ SHARES = ("steps", "eps", "early_commit")
 SAMPLERS: Mapping[str, Sampler] = {
     # LLaDA: an even number of tokens a call
     "low-confidence": Sampler("even", _surest, (*QUOTA, "early_commit")),
+    "leftmost": Sampler("even", _leftmost, QUOTA),  # a policy of vLLM's Nemotron
     "random": Sampler("even", _surest, (*QUOTA, "early_commit"), doubt="random"),
     "lfm-adjacency": Sampler("at-most", _apart, (*QUOTA, "threshold"), {"threshold": 0.9}),
     # Fast-dLLM and what came after it: the rule decides how many
@@ -138,6 +147,14 @@ SAMPLERS: Mapping[str, Sampler] = {
     "factor": Sampler("until-full", _factor, (*BLOCKS, "factor")),
     "dinfer-threshold": Sampler(
         "until-full", _near_best, (*BLOCKS, "threshold"), {"threshold": 0.9}
+    ),
+    "credit": Sampler(
+        "until-full",
+        _near_best,
+        (*BLOCKS, "threshold", "credit_alpha", "credit_beta", "credit_gamma"),
+        {"threshold": 0.9},
+        credited=True,
+        stand_in="dinfer-threshold",
     ),
     "dinfer-hierarchy": Sampler(
         "until-full",
@@ -153,6 +170,32 @@ SAMPLERS: Mapping[str, Sampler] = {
     ),
     "entropy-bounded": Sampler(
         "until-full", _entropy, (*BLOCKS, "gamma"), {"gamma": 0.1}, doubt="entropy", drawn=True
+    ),
+    "daedal": Sampler(
+        "growing",
+        _strictly_above,
+        (
+            *BLOCKS,
+            "threshold",
+            "low_threshold",
+            "initial_length",
+            "growth",
+            "eos_threshold",
+            "eos_window",
+        ),
+        {"threshold": 0.9, "low_threshold": 0.1},
+        grows=True,
+        stand_in="threshold",
+    ),
+    "wino": Sampler(
+        "revoking",
+        _capped,
+        (*BLOCKS, "threshold", "keep_threshold"),
+        {"threshold": 0.6},
+        finishes=True,
+        revises=True,
+        held=True,
+        shadowed=True,
     ),
     "nemotron": Sampler("in-steps", _above, (*QUOTA, "threshold"), {"threshold": 0.9}),
     "fast-dllm-v2": Sampler(

@@ -118,6 +118,19 @@ def _causal_blocks(masked: Bools, key_mask: Bools, size: int) -> list[Block]:
     return found
 
 
+def common_blocks(masked: Bools, key_mask: Bools, prompt_length: int, size: int) -> list[Block]:
+    """In all rows every `size` tokens from the end of the prompt on, in both directions, from the
+    first that holds a mask to the last. Models that commit causally are so fed.
+    """
+    columns = np.arange(masked.shape[1])
+    number = (columns - prompt_length) // size
+    found = []
+    for n in np.unique(number[masked.any(0)]):
+        members = (number == n) & key_mask
+        found.append(Block(members, (members & masked).sum(1)))
+    return found
+
+
 def block_steps(block: Block, blanks: Ints, settings: Settings) -> Ints:
     """Calls [B] for one block of a quota sampler, at least 1.
 

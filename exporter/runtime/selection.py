@@ -6,7 +6,7 @@ import numpy as np
 
 from .candidates import Candidates, doubt_of_held
 from .plan import Call, Generators
-from .rules import passing, surest
+from .rules import passing, revoked, surest
 from .samplers import Offer
 from .session import Bools, Ints, Reductions
 from .task import Task
@@ -47,6 +47,8 @@ def select(
         )
         if whole[row]:
             fill, replace = np.flatnonzero(is_mask[own]), _nothing()
+        elif call.most_edits is not None:
+            fill, replace = _reconsidered(offer, is_mask[own], int(call.most_edits[row]))
         elif settings.rule.held:
             fill, replace = _replanned(offer, is_mask[own])
         else:
@@ -54,7 +56,7 @@ def select(
         ids = offered.ids[own]
         for n in np.sort(fill):
             commits.append((int(row), int(offer.positions[n]), int(ids[n])))
-        for n in replace:
+        for n in np.sort(replace):
             at = int(offer.positions[n])
             new = task.model.mask_id if settings.rule.held else int(ids[n])
             edits.append((int(row), at, int(task.canvas[row, at]), new))
@@ -69,6 +71,15 @@ def _edited(offer: Offer, is_mask: Bools, ids: Ints, canvas: Ints) -> tuple[Ints
         fill = masks[offer.settings.rule.take(offer.of(masks))]
     sure = passing(offer.doubt, offer.settings.editing_threshold, strict=True)
     return fill, np.flatnonzero(~is_mask & sure & (ids != canvas[offer.positions]))
+
+
+def _reconsidered(offer: Offer, is_mask: Bools, most: int) -> tuple[Ints, Ints]:
+    """WINO: masks by the sampler's rule; where these are several, unsure tokens are masks again."""
+    masks, tokens = np.flatnonzero(is_mask), np.flatnonzero(~is_mask)
+    fill = masks[offer.settings.rule.take(offer.of(masks))]
+    if len(fill) < 2:
+        return fill, _nothing()
+    return fill, tokens[revoked(offer.doubt[tokens], offer.settings.keep_threshold, most)]
 
 
 def _replanned(offer: Offer, is_mask: Bools) -> tuple[Ints, Ints]:

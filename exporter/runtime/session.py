@@ -18,8 +18,8 @@ Reductions = dict[str, Array]
 exp(l_j - l1), the odds against id1, so p1 = 1 / (1 + rest); `rest_t`: sum over j != id1 of
 exp((l_j - l1) / temperature); `entropy`: nats; `topk_ids`, `topk_logits` [B, W, K]: descending;
 `l_held`: the logit of the token that stands at the position, whose probability is
-exp(l_held - l1) / (1 + rest); `logits` [B, Q, V]: raw, in debug builds. Floats are float32 or
-float64.
+exp(l_held - l1) / (1 + rest); `l_unseen`: the same from a shadow; `logits` [B, Q, V]: raw, in debug
+builds. Floats are float32 or float64.
 """
 
 
@@ -54,6 +54,8 @@ class Session(Protocol):
         wanted: frozenset[str],
         cache: Cache | None = None,
         start: int = 0,
+        causal: bool = False,
+        shadow: Ints | None = None,
     ) -> Reductions:
         """Predict the tokens at the positions `window` [W] of the canvas, from `ids` [B, Q].
 
@@ -62,11 +64,18 @@ class Session(Protocol):
         there, and their queries see all of it that `key_mask` shows. `key_mask` [B, Q], or
         [B, length of the cache]: False hides a position, be it padding or behind what is to be
         seen. In block-causal models a position sees its own block and earlier ones; blocks are
-        counted from the first position that is shown.
+        counted from the first position that is shown. In models that commit causally the positions
+        of the last block that is shown see each other, and all before it only what stands before
+        them; with `causal` that goes for all, and the row at p - 1 predicts p.
 
-        `window` lies within what is fed; where the model has a logits shift, one to the right of
-        it, for the row at p - 1 predicts p (position 0 keeps its own row). It may be empty: then
-        the cache is filled and that is all.
+        `window` lies within what is fed; with a logits shift, or `causal`, one to the right of it,
+        for the row at p - 1 predicts p (position 0 keeps its own row). It may be empty: then the
+        cache is filled and that is all.
+
+        `shadow` [B, R], with full attention, no shift and no cache: masks behind the canvas at the
+        positions that it names (-1: nowhere), which see the canvas, but for the token at their
+        position, and each other, and are seen by nobody else. Then `window` counts them from Q on,
+        and `l_unseen` is the logit there of the token at their position.
 
         `special_bias` [2, E]: row 0 is added to the logits of the model's special ids, row 1 on top
         of it inside `rest`, `rest_t` and `entropy` only. With `cfg_scale` s, `ids`, `key_mask` and

@@ -25,6 +25,7 @@ TYPES: dict[str, npt.DTypeLike] = {
     "tensor(int8)": np.int8,
     "tensor(uint8)": np.uint8,
 }
+SUPPRESSED = -1e4  # on the logits of ids that must not be predicted, as the graphs have it
 DEVICES = {"CUDAExecutionProvider": "cuda"}  # where other providers keep tensors: cpu
 
 
@@ -45,6 +46,8 @@ class OrtSession:
         outputs = {o.name for o in session.get_outputs()}
         inputs = session.get_inputs()
         self._inputs = {i.name for i in inputs}
+        self._biases = [i for i in session.get_overridable_initializers() if i.name == "suppress"]
+        self._suppress: dict[str, Array] = {}  # in the place of the graph's own
         self._kept = [i for i in inputs if f"{i.name}_out" in outputs]
 
     def forward(
@@ -59,6 +62,7 @@ class OrtSession:
         cache: Cache | None = None,
         start: int = 0,
         causal: bool = False,
+        shadow: Ints | None = None,
     ) -> Reductions:
         """See `session.Session`. A graph with a cache that is not given one forgets."""
         feeds: dict[str, Array] = {
@@ -66,6 +70,7 @@ class OrtSession:
             "start": np.asarray([start], np.int64),
             "causal": np.asarray([causal], np.bool_),
             "key_mask": key_mask,
+            "shadow": np.empty((len(ids), 0), np.int64) if shadow is None else shadow,
             # reductions of no position at all are more than ONNX Runtime can do
             "window": window.astype(np.int64) if len(window) else np.asarray([start], np.int64),
             "special_bias": special_bias,
@@ -77,6 +82,7 @@ class OrtSession:
         if cache is None and self._kept:
             cache = self.new_cache(*key_mask.shape)
         if cache is None:
+            feeds |= self._suppress
             return dict(zip(names, self._session.run(names, feeds), strict=True))
         assert isinstance(cache, OrtCache)
         if len(window):
@@ -84,6 +90,17 @@ class OrtSession:
         self._run_bound([], feeds, cache)
         shape = (len(ids) // (1 if cfg_scale is None else 2), 0)
         return {name: np.empty(shape) for name in names}
+
+    def restrict(self, allowed: Bools) -> None:
+        """From now on predict only ids that are `allowed` [vocabulary]."""
+        if not self._biases:
+            raise UserError(
+                "the graphs of this bundle predict every token of the vocabulary",
+                hint="build it again, or drop --allow-ids and --forbid-ids",
+            )
+        bias = np.full(self._biases[0].shape, SUPPRESSED, np.float32)  # rows of the head
+        bias[: len(allowed)][allowed] = 0.0
+        self._suppress = {"suppress": bias}
 
     def new_cache(self, rows: int, length: int) -> OrtCache:
         """See `session.Session`."""
@@ -103,6 +120,8 @@ class OrtSession:
         binding = self._session.io_binding()
         for name, array in feeds.items():
             binding.bind_cpu_input(name, array)
+        for name, array in self._suppress.items():  # which is no input of its own to a binding
+            binding.bind_ortvalue_input(name, _on_cpu(array))
         for name in names:
             binding.bind_output(name)
         for name, buffer in cache.buffers.items():
@@ -110,6 +129,12 @@ class OrtSession:
             binding.bind_ortvalue_output(f"{name}_out", buffer)
         self._session.run_with_iobinding(binding)
         return [value.numpy() for value in binding.get_outputs()[: len(names)]]
+
+
+def _on_cpu(array: Array) -> ort.OrtValue:
+    import onnxruntime as ort
+
+    return ort.OrtValue.ortvalue_from_numpy(array)
 
 
 def choose_graph(

@@ -52,6 +52,14 @@ class Settings:
     eos_early_stop: bool = False
     early_commit: bool = False
     max_forwards: int | None = None
+    initial_length: int = 64
+    growth: int = 8
+    eos_threshold: float = 0.5
+    eos_window: int = 32
+    credit_alpha: float = 0.7
+    credit_beta: float = 0.8
+    credit_gamma: float = 0.2
+    keep_threshold: float = 0.9
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -61,6 +69,16 @@ class Settings:
                 "confidence_eos_inf works with block samplers at temperature 0, not with"
                 f" {self.sampler} at temperature {self.temperature:g}",
                 hint="use --eos-inf, or drop --confidence-eos-inf",
+            )
+        if self.confidence_eos_inf and (self.rule.grows or self.rule.credited):
+            raise UserError(
+                f"confidence_eos_inf hides how sure the end is, which {self.sampler} has to know",
+                hint="use --sampler threshold, or drop --confidence-eos-inf",
+            )
+        if self.rule.credited and self.temperature > 0:
+            raise UserError(
+                f"{self.sampler} works at temperature 0, not {self.temperature:g}",
+                hint="drop --temperature, or use --sampler threshold",
             )
         if self.early_commit and "early_commit" not in self.rule.reads:
             raise UserError(
@@ -136,6 +154,14 @@ class Settings:
         need(self.minimal_topk >= 1, "minimal_topk", "1 or more")
         need(self.sub_block_length >= 1, "sub_block_length", "1 or more")
         need(self.max_forwards is None or self.max_forwards >= 1, "max_forwards", "1 or more")
+        need(is_share(self.keep_threshold), "keep_threshold", "0 < keep_threshold <= 1")
+        need(self.initial_length >= 1, "initial_length", "1 or more")
+        need(self.growth >= 2, "growth", "2 or more")
+        need(0 < self.eos_threshold <= 1, "eos_threshold", "0 < eos_threshold <= 1")
+        need(self.eos_window >= 1, "eos_window", "1 or more")
+        need(0 <= self.credit_alpha < float("inf"), "credit_alpha", "0 or more")
+        need(0 <= self.credit_beta <= 1, "credit_beta", "0 <= credit_beta <= 1")
+        need(0 <= self.credit_gamma < float("inf"), "credit_gamma", "0 or more")
         need(0 <= self.cfg_scale < float("inf"), "cfg_scale", "0 or more")
         need(0 < self.eps < 1, "eps", "0 < eps < 1")
         need(0 <= self.temperature < float("inf"), "temperature", "0 or more")

@@ -8,7 +8,7 @@ import numpy as np
 
 from .bundle import ModelFacts
 from .errors import UserError
-from .schedule import Block, blocks
+from .schedule import Block, blocks, common_blocks
 from .session import Bools, Ints
 from .settings import Settings, check_blocks
 
@@ -30,6 +30,11 @@ class Task:
         return self.model.attention == "block-causal"
 
     @property
+    def commits_causally(self) -> bool:
+        """True when what stands before a block has seen nothing behind itself."""
+        return self.causal and self.model.commit == "causal"
+
+    @property
     def block_length(self) -> int:
         """Tokens of a block: the model's own where it is block-causal."""
         return (self.model.block_length if self.causal else None) or self.settings.block_length
@@ -41,6 +46,8 @@ class Task:
 
     def blocks(self) -> list[Block]:
         """The blocks in decoding order."""
+        if self.commits_causally:
+            return common_blocks(self.blank, self.key_mask, self.prompt_length, self.block_length)
         causal = (self.key_mask, self.block_length) if self.causal else None
         return blocks(self.blank, self.prompt_length, self.settings, causal)
 
@@ -58,6 +65,10 @@ def make_task(
         _check_causal(model, settings)
     else:
         _check_full(settings)
+    if settings.rule.grows:
+        _check_growing(model, settings)
+    if settings.rule.shadowed:
+        _check_shadowed(model, settings)
     longest = prompt_length + settings.gen_length
     if canvas.shape != key_mask.shape or not (
         canvas.shape[1] == longest or (model.block_length and canvas.shape[1] > longest)
@@ -95,6 +106,39 @@ def _check_full(settings: Settings) -> None:
         )
 
 
+def _check_growing(model: ModelFacts, settings: Settings) -> None:
+    if model.eos_id is None:
+        raise UserError(
+            f"{settings.sampler} goes by the end-of-text token, which this model does not have",
+            hint="use another sampler, such as threshold",
+        )
+    if model.attention == "block-causal":
+        raise UserError(
+            f"{settings.sampler} looks at the end of the answer, this model sees it block by block",
+            hint="use another sampler, such as threshold",
+        )
+    if settings.cache != "none":
+        raise UserError(
+            f"{settings.sampler} moves tokens, and the {settings.cache} cache holds them in place",
+            hint="use --cache none, or another sampler, such as threshold",
+        )
+
+
+def _check_shadowed(model: ModelFacts, settings: Settings) -> None:
+    if model.attention != "full" or model.shift:
+        kind = "a logits shift" if model.shift else f"{model.attention} attention"
+        raise UserError(
+            f"{settings.sampler} looks at tokens with full attention and no shift; this model has"
+            f" {kind}",
+            hint="use another sampler, such as threshold",
+        )
+    if settings.cache != "none":
+        raise UserError(
+            f"{settings.sampler} has no use for the {settings.cache} cache: it looks at all tokens",
+            hint="use --cache none, or another sampler, such as threshold",
+        )
+
+
 def _check_causal(model: ModelFacts, settings: Settings) -> None:
     if settings.by_canvas:
         raise UserError(
@@ -112,10 +156,10 @@ def _check_causal(model: ModelFacts, settings: Settings) -> None:
             "early_commit looks at the whole answer, this model sees it block by block",
             hint="use a threshold sampler",
         )
-    if model.block_seed == "token" and not model.shift:
+    if model.block_seed == "token" and not model.shift and model.commit != "causal":
         raise UserError(
-            "this loop seeds blocks by the logits shift, which the model does not have",
-            hint="it seeds as Fast-dLLM v2 does; Nemotron's own causal pass is not implemented",
+            "this loop seeds blocks by a logits shift or by a causal pass, the model has neither",
+            hint="build the bundle again",
         )
     own, asked = model.block_length, settings.block_length
     if asked not in (
@@ -134,15 +178,14 @@ def make_canvas(
     """(canvas [B, L], prompt length, key mask [B, L]) for prompts, padded on the left.
 
     `gen_length` masks follow each prompt. Block-causal models get whole blocks, counted from the
-    first token of the prompt: more masks, and padding behind rows that end before others.
+    first token of the prompt: more masks, and padding behind rows that end before others. Those
+    that commit causally count blocks from the end of the prompt.
     Prompts may hold mask ids: blanks to fill.
     """
     longest, size = max(map(len, prompts)), _block_of(model)
     pads = [longest - len(prompt) for prompt in prompts]
-    ends = [
-        pad - (-(len(prompt) + gen_length) // size) * size
-        for pad, prompt in zip(pads, prompts, strict=True)
-    ]
+    starts = [longest if model.commit == "causal" else pad for pad in pads]  # of the blocks
+    ends = [start - (-(longest - start + gen_length) // size) * size for start in starts]
     canvas = np.full((len(prompts), max(ends)), model.pad_id, np.int64)
     key_mask = np.zeros(canvas.shape, np.bool_)
     for row, (prompt, pad, end) in enumerate(zip(prompts, pads, ends, strict=True)):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from .answer import changes, edits_of, padding
+from .answer import changes, edits_of, moved, padding, row_end
 from .canvas_view import (
     DONE,
     EDITED,
@@ -76,7 +76,7 @@ class Picture:
 
     def header(self) -> str:
         """One line of figures."""
-        now, blank = self.statistics, self.task.blank[0]
+        now, blank = self.statistics, self.task.blank[0] & self.task.key_mask[0]
         left = int(self.task.masked()[0].sum())
         at = f"step {self.step.index + 1}  " if self.step else ""
         edits = f"  {now.edits} edits" if now.edits else ""
@@ -94,8 +94,8 @@ class Picture:
         for position in masked.nonzero()[0]:
             kinds[position] = OPEN if int(position) in window else MASK
         if self.step is not None:
-            for _, position, _ in self.step.commits:
-                kinds[position] = FRESH
+            for row, position, _ in self.step.commits:
+                kinds[moved(self.step, row, position)] = FRESH
             for _, position, _, _ in edits_of(self.step):
                 if not masked[position]:  # some rules put the mask back
                     kinds[position] = EDITED
@@ -103,10 +103,10 @@ class Picture:
 
     def lines(self, width: int) -> list[Line]:
         """The row without its padding."""
-        pad = padding(self.task, 0)
+        pad, end = padding(self.task, 0), row_end(self.task, 0)
         ids = [int(i) for i in self.task.canvas[0]]
         cells = make_cells(ids, self.kinds(), stop_ids(self.task.model), self.text)
-        return wrap([cell for cell in cells if cell.first >= pad], width)
+        return wrap([cell for cell in cells if pad <= cell.first < end], width)
 
     def focus(self, lines: Sequence[Line], height: int) -> tuple[int, int]:
         """The lines that should be in view: the active block, or what changed in a large one."""

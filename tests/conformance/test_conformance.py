@@ -14,7 +14,7 @@ from exporter.runtime.loop import decode
 from exporter.runtime.samplers import SAMPLERS
 from exporter.runtime.session import Bools, Cache, Ints, Reductions
 from exporter.runtime.settings import Settings
-from tests.conformance.generate import FOLDER, RULES, to_text, trace
+from tests.conformance.generate import FOLDER, LENGTH, PROMPT, RULES, to_text, trace
 
 FILES = sorted(FOLDER.glob("*.json"))
 RANDOM = {"random", "origin"}  # their order is drawn
@@ -38,12 +38,21 @@ class Recorded:
         wanted: frozenset[str],
         cache: Cache | None = None,
         start: int = 0,
+        causal: bool = False,
+        shadow: Ints | None = None,
     ) -> Reductions:
         call = self.calls[len(self.asked)]
         self.asked.append(wanted)
         assert ids.tolist() == [call["canvas"]]
-        assert window.tolist() == call["window"]
-        return {name: np.asarray([call[name]]) for name in wanted}
+        if shadow is not None:  # of all of the block, whose tokens it predicts
+            lo, hi = int(shadow.min()), int(shadow.max()) + 1
+            assert shadow.tolist() == [list(range(lo, hi))]
+            window = np.where(window < ids.shape[1], window, window - ids.shape[1] + lo)
+        places = [call["window"].index(position) for position in window]
+        assert sorted(window.tolist()) == call["window"]
+        own = {name: "l_held" if name == "l_unseen" else name for name in wanted}
+        self.asked[-1] = frozenset(own.values())
+        return {name: np.asarray([call[own[name]]])[:, places] for name in wanted}
 
     def new_cache(self, rows: int, length: int) -> Cache:
         raise AssertionError("traces have no cache")
@@ -53,7 +62,8 @@ def facts_of(content: dict[str, Any]) -> ModelFacts:
     return ModelFacts(
         family="any", name="trace", attention="full", shift=False, corruption="absorbing",
         block_seed="mask", vocab_size=content["vocabulary"], max_length=64,
-        mask_id=content["mask_id"], eos_id=None, eot_id=None, pad_id=0, special_ids=(),
+        mask_id=content["mask_id"], eos_id=content.get("eos_id"), eot_id=None, pad_id=0,
+        special_ids=(),
     )  # fmt: skip
 
 
@@ -67,16 +77,16 @@ def test_the_loop_follows_the_trace(file: Path) -> None:
         early_stop=False,
         **content["settings"],
     )
-    canvas, calls = np.asarray([content["calls"][0]["canvas"]]), content["calls"]
-    session = Recorded(calls)
-    steps = decode(
-        session, facts_of(content), settings, canvas, content["prompt_length"],
-        np.ones(canvas.shape, bool),
-    )  # fmt: skip
+    calls, start = content["calls"], content["prompt_length"]
+    prompt = calls[0]["canvas"][:start]
+    canvas = np.asarray([prompt + content["gen_length"] * [content["mask_id"]]])
+    session, key_mask = Recorded(calls), np.ones(canvas.shape, bool)
+    steps = decode(session, facts_of(content), settings, canvas, start, key_mask)
     for step, call in zip(steps, calls, strict=True):
         assert [[position, token] for _, position, token in step.commits] == call["commits"]
         assert [[at, old, new] for _, at, old, new in step.edits] == call["edits"]
-    assert canvas[0].tolist() == content["canvas"]
+        assert [[at, count] for _, at, count in step.grown] == call.get("grown", [])
+    assert canvas[key_mask].tolist() == content["canvas"]
     assert set().union(*session.asked) <= calls[0].keys()
 
 
@@ -96,5 +106,13 @@ def test_traces_put_their_rule_to_the_test(name: str) -> None:
     calls = trace(name)["calls"]
     sizes = {len(call["commits"]) for call in calls}
     assert len(sizes) > 1 or name in ("low-confidence", "nemotron")
+    if SAMPLERS[RULES[name].sampler or name].credited:  # more than are sure enough without it
+        need = RULES[name].settings["threshold"]
+        sure = [sum(1 / (1 + rest) >= need for rest in call["rest"]) for call in calls]
+        assert any(len(c["commits"]) > max(n, 1) for c, n in zip(calls, sure, strict=True))
+    if SAMPLERS[RULES[name].sampler or name].grows:
+        assert any(call["grown"] and call["commits"] for call in calls)
+        assert any(call["grown"] and not call["commits"] for call in calls)
+        assert not calls[-1]["grown"] and len(trace(name)["canvas"]) < len(PROMPT) + LENGTH
     if SAMPLERS[RULES[name].sampler or name].revises:
         assert any(call["edits"] for call in calls)

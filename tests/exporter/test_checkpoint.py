@@ -287,6 +287,15 @@ def test_what_cannot_be_used_is_refused(
     assert re.search(hint, error.value.hint)
 
 
+def test_experts_that_are_chosen_for_whole_blocks_are_refused(tmp_path: Path) -> None:
+    """LLaDA2.2, which goes by the names of LLaDA2.1."""
+    variant = golden_variant("llada2", tmp_path / "flash", {"expert_capacity": 48})
+    with pytest.raises(UserError, match=r"to 48 experts \(expert_capacity\), as LLaDA2.2 does"):
+        open_checkpoint(variant, 206)
+    same = golden_variant("llada2", tmp_path / "mini", {"expert_capacity": None})
+    assert open_checkpoint(same, 206).spec.family == "llada2"
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"No checkpoint folder `{tmp_path}/none`"):
         open_checkpoint(tmp_path / "none")

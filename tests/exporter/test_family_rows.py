@@ -173,6 +173,32 @@ def test_a_random_checkpoint_computes_what_is_computed_by_hand(row: str, tmp_pat
     assert np.abs(found.numpy() - want).max() <= 2 * 10 * 24 * 2**-24 * np.abs(want).max()
 
 
+def test_illada_is_opened_by_its_name(tmp_path: Path) -> None:
+    """Whatever its configuration calls it; the embedding is the head, the mask id a default."""
+    tensors = random_tensors(False, False, False)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    config = {**QWEN, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    config |= {"tie_word_embeddings": True, "mask_token_id": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({n: t for n, t in tensors.items() if n != "lm_head.weight"},
+              tmp_path / "model.safetensors")  # fmt: skip
+    with pytest.raises(UserError, match="not known") as error:
+        open_checkpoint(tmp_path)
+    assert "iLLaDA with --family illada" in error.value.hint
+    with pytest.raises(UserError, match="No family is called `ilada`"):
+        open_checkpoint(tmp_path, family_name="ilada")
+    checkpoint = open_checkpoint(tmp_path, family_name="illada")
+    spec = checkpoint.spec
+    assert (spec.family, spec.attention, spec.shift) == ("illada", "full", False)
+    assert (spec.mask_id, open_checkpoint(tmp_path, 7, family_name="illada").spec.mask_id) == (5, 7)
+    ids = np.random.default_rng(1).integers(0, VOCAB, LENGTH)
+    everyone = torch.ones(1, LENGTH, dtype=torch.bool)
+    found = FloatModel(checkpoint).logits(torch.from_numpy(ids)[None], everyone)[0]
+    weights = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
+    want = by_hand(weights, ids.tolist(), None)
+    assert np.abs(found.numpy() - want).max() <= 2 * 10 * 24 * 2**-24 * np.abs(want).max()
+
+
 def test_blocks_have_the_length_that_upstream_trained_where_nothing_tells(tmp_path: Path) -> None:
     write(tmp_path, "dream-reasoner")
     assert open_checkpoint(tmp_path).spec.block_length == 32

@@ -97,7 +97,8 @@ def test_graphs_are_valid_standard_onnx(
     kept = [f"{n}_{i}" for i in range(pairs[family].lowered.checkpoint.spec.layers) for n in "kv"]
     kept = kept if kind.cached else []
     names = ["input_ids", *["start"] * kind.cached, "key_mask", "window", *kept]
-    names += ["cfg_scale"] * kind.guided + ["special_bias"] + ["temperature"] * kind.sample
+    names += ["cfg_scale"] * kind.guided + ["suppress", "special_bias"]
+    names += ["temperature"] * kind.sample
     assert [value.name for value in model.graph.input] == names
     outputs = [f"{name}_out" for name in kept] + kind.outputs
     assert [value.name for value in model.graph.output] == outputs

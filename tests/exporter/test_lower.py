@@ -119,9 +119,9 @@ def test_all_graphs_share_the_file(variant: Variant, quantized: dict[str, Lowere
     """Every graph refers to the same bytes under the same name, inside of the folder."""
     lowered = quantized[str(variant)]
     files = sorted(p.name for p in lowered.weights.parent.iterdir())
-    assert files == sorted([*(f"{kind.name}.onnx" for kind in KINDS), "weights.bin"])
+    assert files == sorted([*(f"{kind.name}.onnx" for kind in lowered.kinds), "weights.bin"])
     places = []
-    for kind in KINDS:
+    for kind in lowered.kinds:
         model = onnx.load(lowered.graph(kind), load_external_data=False)
         outside = [t for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL]
         facts = {t.name: {e.key: e.value for e in t.external_data} for t in outside}

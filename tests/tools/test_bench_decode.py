@@ -37,6 +37,8 @@ class Sleeper:
         wanted: frozenset[str],
         cache: Cache | None = None,
         start: int = 0,
+        causal: bool = False,
+        shadow: Ints | None = None,
     ) -> Reductions:
         time.sleep(FORWARD)
         return {}

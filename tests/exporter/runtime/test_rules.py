@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from exporter.runtime.rules import (
     above_threshold,
     apart,
+    capped,
     confidence,
     hierarchy,
     leap,
@@ -14,6 +15,7 @@ from exporter.runtime.rules import (
     margin_doubt,
     near_best,
     odds_of,
+    revoked,
     surest,
     threshold_or_quota,
     weighted,
@@ -67,6 +69,29 @@ def test_threshold_takes_all_that_pass_and_the_surest(
     taken = set(above_threshold(rest, threshold, strict).tolist())
     passing = {n for n, odd in enumerate(rest) if passes(odd, threshold, strict)}
     assert taken == passing | {int(surest(rest, 1)[0])}
+
+
+@settings(deadline=None)
+@given(odds, thresholds, st.integers(1, 12))
+def test_a_cap_keeps_the_surest_of_what_passes(
+    rest: np.ndarray, threshold: float, most: int
+) -> None:
+    passing = above_threshold(rest, threshold, strict=True)
+    taken = capped(rest, threshold, most)
+    assert len(taken) == min(len(passing), most)
+    assert {*taken.tolist()} == {*surest(rest, len(taken)).tolist()}
+
+
+@settings(deadline=None)
+@given(odds, thresholds, st.integers(-1, 12))
+def test_the_least_sure_tokens_are_put_back_and_not_too_many(
+    rest: np.ndarray, threshold: float, most: int
+) -> None:
+    put_back = revoked(rest, threshold, most)
+    key = np.nan_to_num(rest, nan=np.inf, posinf=np.inf)
+    unsure = [n for n, odd in enumerate(rest) if not passes(odd, threshold, strict=False)]
+    want = sorted(unsure, key=lambda n: (-key[n], n))[: max(most, 0)]
+    assert put_back.tolist() == want
 
 
 def test_a_threshold_itself_passes_where_upstream_lets_it() -> None:

@@ -40,7 +40,7 @@ def test_a_limit_that_is_given_goes_before_the_samplers_own() -> None:
 def test_help_lists_the_samplers_that_an_option_is_for() -> None:
     text = " ".join(make_parser(Settings(sampler="sdar-dynamic"), "decode").format_help().split())
     shown = text.replace("- ", "-")  # where a line was broken at a hyphen
-    assert "(dinfer-hierarchy 0.4, local-leap 0.75)" in shown
+    assert "(dinfer-hierarchy 0.4, local-leap 0.75, daedal 0.1)" in shown
     assert "sdar-dynamic 0.85" in shown
     assert "(llada2-edit) (default: 16)" in shown
     for field in fields(Settings):
