@@ -12,6 +12,7 @@ import typer
 from exporter.ablation.command import ablate
 from exporter.errors import UserError
 from exporter.evaluation.command import evaluate
+from exporter.ops_command import app as ops
 from exporter.quant_flags import takes_quantization
 from exporter.quant_options import QuantOptions
 from exporter.tuning.command import tune
@@ -31,6 +32,7 @@ BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of 
 app.command("eval")(evaluate)
 app.command("ablate")(ablate)
 app.command("tune")(tune)
+app.add_typer(ops, name="ops")
 
 
 @app.callback()

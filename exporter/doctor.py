@@ -10,6 +10,8 @@ from pathlib import Path
 
 import targets
 from exporter import machine
+from exporter.ops_command import kernel_here
+from ort_ops.build import prebuilt_library
 
 GIB = 2**30
 # import name → distributions that provide it, the first is the one to suggest
@@ -55,6 +57,7 @@ def examine(folder: Path = Path()) -> list[Finding]:
         cuda_libraries(),
         nvcc(),
         cpp_compiler(),
+        operators(),
         jetson(),
         *[target(targets.load(name), providers, graphics) for name in targets.names()],
     ]
@@ -150,6 +153,13 @@ def cpp_compiler() -> Finding:
     seen = machine.compiler()
     hint = "Needed to compile the CPU kernels; install g++ or clang++, or set CXX"
     return Finding("c++ compiler", bool(seen), seen or "not found", hint, optional=True)
+
+
+def operators() -> Finding:
+    """The CPU kernels of our own operators."""
+    built = prebuilt_library().is_file()
+    hint = "dqexport ops build saves every build a quarter of a minute"
+    return Finding("operators", built, kernel_here(), hint, optional=True)
 
 
 def jetson() -> Finding:

@@ -4,6 +4,10 @@ Two measurements on held-out prompts. Free-running: both decode on their own; to
 Teacher-forced: the bundle predicts at every state of the float trajectories; what counts are the
 positions that the float model commits there, because an error anywhere else can still be mended.
 
+Where the bundle's default is a cache that changes answers (prefix, dual), it decodes freely a third
+time, with that cache; the float model has none. That number is only told: what the cache costs is
+no fault of the quantization, and the verdict is about that.
+
 Arg-max agreement is reported, but a changed choice between two equally likely tokens is no fault.
 What counts is the regret: the probability, by the float model, that is given up with the bundle's
 choice. For a model that is sure of its tokens it equals the share of changed choices.
@@ -16,6 +20,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +47,14 @@ def measure(
     Where this machine lacks the bundle's execution provider the CPU runs the same graphs.
     """
     provider = usable_provider(read_bundle(bundle).runtime.providers)
-    with progress.stage("gate", 2) as step:
+    cached = _cached(read_bundle(bundle).decode.cache, settings)
+    with progress.stage("gate", 2 if cached is None else 3) as step:
         tokens, matches, divergence = _free_running(bundle, reference, settings, provider)
         step()
+        agreement = None
+        if cached is not None:
+            agreement = _free_running(bundle, reference, cached, provider)[0]
+            step()
         forced = _teacher_forced(bundle, provider)
         step()
     agrees, regret, kl = (forced[name] for name in ("agrees", "regret", "kl"))
@@ -65,7 +75,18 @@ def measure(
         kl=mean_kl,
         largest_regret=limits.regret,
         largest_kl=limits.kl,
+        cache=None if cached is None else cached.cache,
+        cached_agreement=agreement,
     )
+
+
+def _cached(cache: str, settings: Settings) -> Settings | None:
+    """`settings` with the bundle's cache, if that changes answers and the rule goes with it."""
+    by_blocks = not settings.by_canvas and not settings.rule.shadowed
+    sees_all = not (settings.early_commit and cache == "dual")
+    if cache in ("prefix", "dual") and by_blocks and sees_all:
+        return replace(settings, cache=cache)
+    return None
 
 
 def usable_provider(providers: Sequence[str]) -> str:

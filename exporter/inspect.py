@@ -43,10 +43,18 @@ def cache_lines(manifest: Manifest) -> list[str]:
 
 
 def gate_lines(gate: GateResult | None) -> list[str]:
-    """The gate's figures, two lines."""
+    """The gate's figures, a few lines."""
     if gate is None:
         return ["gate        not run"]
     low, high = gate.argmax_interval
+    cached = (
+        []
+        if gate.cached_agreement is None
+        else [
+            f"            cached agreement {gate.cached_agreement:.4f}: equal tokens with the"
+            f" {gate.cache} cache, float without"
+        ]
+    )
     return [
         f"gate        {'passed' if gate.passed else 'FAILED'}: arg-max agreement "
         f"{gate.argmax_agreement:.4f} [{low:.4f}, {high:.4f}] on {gate.positions} positions",
@@ -54,6 +62,7 @@ def gate_lines(gate: GateResult | None) -> list[str]:
         f"(at most {gate.largest_kl})",
         f"            equal tokens {gate.token_agreement:.4f}, equal answers "
         f"{gate.exact_match:.2f} of {gate.prompts}",
+        *cached,
     ]
 
 

@@ -134,6 +134,8 @@ class GateResult(Strict):
     kl: float  # mean over positions, nats, at least this much
     largest_regret: float  # what the recipe allows
     largest_kl: float
+    cache: str | None = None  # one that changes answers and is the bundle's default
+    cached_agreement: float | None = None  # token agreement with the float model, decoding with it
 
 
 class Tuned(Strict):

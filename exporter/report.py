@@ -77,6 +77,9 @@ def _gate(gate: GateResult) -> str:
         _card(f"{gate.exact_match:.0%}", f"equal answers of {gate.prompts} prompts"),
         _card(f"{gate.first_divergence:.0%}", "of the calls until token or order differ"),
     ]
+    if gate.cached_agreement is not None:
+        share = f"{gate.cached_agreement:.2%}"
+        cards.append(_card(share, f"equal tokens with the {gate.cache} cache, float without"))
     names = ["1 to ¾ masked", "¾ to ½", "½ to ¼", "¼ to none"]
     rows = [
         [name, str(count), f"{share:.2%}" if count else "–"]

@@ -135,7 +135,7 @@ def link_library(command: Sequence[str], objects: Sequence[Path], made: Path) ->
 
 def host_library(into: Path) -> Path:
     """The library for this machine in the folder `into`: a copy of the prebuilt one, or built."""
-    kept = _prebuilt()
+    kept = prebuilt_library()
     if not kept.is_file():
         return build_library(into)
     into.mkdir(parents=True, exist_ok=True)
@@ -144,11 +144,12 @@ def host_library(into: Path) -> Path:
 
 def prebuild() -> Path:
     """Build the library beside the sources, once for each state of them; its path."""
-    kept = _prebuilt()
+    kept = prebuilt_library()
     return kept if kept.is_file() else build_library(kept.parent)
 
 
-def _prebuilt() -> Path:
+def prebuilt_library() -> Path:
+    """Where `prebuild` puts the library of these sources."""
     return BUILT / sources_digest() / library_name()
 
 

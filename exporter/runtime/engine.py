@@ -64,9 +64,7 @@ class Engine:
             if (guided, cached) == (was_guided, was_cached) and names <= has:
                 return self._session
         self._session = None  # two graphs at a time would take the memory of two models
-        session = open_session(
-            self.bundle, guided, names, *self._hardware, cached, self._operators
-        )
+        session = open_session(self.bundle, guided, names, *self._hardware, cached, self._operators)
         if self._allowed is not None:
             session.restrict(self._allowed)
         self._session, self._loaded = session, (guided, cached, names)

@@ -19,7 +19,7 @@ def find_library(bundle: Path) -> Path | None:
     """
     folder = bundle / FOLDER
     name = f"libdqx-{platform.machine()}.so"
-    for place in (folder / name, folder / BUILT / name):
+    for place in (folder / BUILT / name, folder / name):
         if place.is_file():
             return place
     return _build(folder, name)

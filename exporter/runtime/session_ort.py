@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,9 +187,23 @@ def open_session(
     options = _options(level, threads)
     if library is not None and not _register(options, library):
         options = _options(level, threads)
-    session = ort.InferenceSession(str(path), options, providers=providers)
+    session = _load(path, options, providers)
     _check_provider(session.get_providers(), providers, path)
     return OrtSession(session)
+
+
+def _load(path: Path, options: ort.SessionOptions, providers: list[str]) -> ort.InferenceSession:
+    import onnxruntime as ort
+
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime raises types of its own, by version
+        if "DQX_KERNEL" not in str(error):
+            raise
+        raise UserError(
+            f"DQX_KERNEL is {os.environ.get('DQX_KERNEL')!r}, no kernel of this machine",
+            hint="unset DQX_KERNEL: it is for tests",
+        ) from error
 
 
 def _options(accuracy_level: int, threads: int | None) -> ort.SessionOptions:

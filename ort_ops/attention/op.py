@@ -9,10 +9,10 @@
 * y fp32 (B, Q, H · K).
 
 Attributes: `heads`, `kv_heads`; `q_top`, `k_top` (7 or 127), `v_top`, `p_top` (15 or 255), the
-largest codes. Queries and keys are rounded with a scale a vector, keys without the mean of the common ones
-(SageAttention, arXiv 2410.02367, section 4.2); values on scales of their channels that all tokens
-share (IA-AQ of DLLMQuant), to codes between 0 and v_top; probabilities in steps of 1 / p_top.
-Products are sums of integers; scores are scaled by 1 / sqrt(K).
+largest codes. Queries and keys are rounded with a scale a vector, keys without the mean of the
+common ones (SageAttention, arXiv 2410.02367, section 4.2); values on scales of their channels that
+all tokens share (IA-AQ of DLLMQuant), to codes between 0 and v_top; probabilities in steps of
+1 / p_top. Products are sums of integers; scores are scaled by 1 / sqrt(K).
 """
 
 from dataclasses import dataclass

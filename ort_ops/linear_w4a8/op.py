@@ -92,7 +92,7 @@ def activation_codes(
     x: Float32, op: LinearOp, group: int, step: float
 ) -> tuple[npt.NDArray[np.int64], Float32]:
     """Codes (M, K) and scales (M, K / group) of x (M, K)."""
-    runs = x.reshape(len(x), -1, group)
+    runs = x.reshape(len(x), x.shape[1] // group, group)
     scales = np.abs(runs).max(-1) * np.float32(step)
     scales = np.maximum(scales, np.float32(LEAST_SCALE))
     codes = np.rint(runs / scales[..., None]).clip(-op.top - 1, op.top)
@@ -115,10 +115,16 @@ def reference(
     rows = x.reshape(-1, x.shape[-1])
     codes, scales = activation_codes(rows, op, activation_group, step)
     outputs = [_product(op, codes, scales, w, group, activation_group) for w in weights]
-    y = outputs[0] / (1 + np.exp(-outputs[0])) * outputs[1] if op.gated else outputs[0]
+    y = silu(outputs[0]) * outputs[1] if op.gated else outputs[0]
     y = y if bias is None else y + bias
     shaped: npt.NDArray[np.float64] = y.reshape(*x.shape[:-1], y.shape[-1])
     return shaped
+
+
+def silu(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """x * sigmoid(x), of any size."""
+    y: npt.NDArray[np.float64] = x * np.exp(-np.logaddexp(0, -x))
+    return y
 
 
 def _product(

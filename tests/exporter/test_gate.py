@@ -1,5 +1,6 @@
 """The gate measures what it says, passes an equal model and fails a damaged one."""
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -13,18 +14,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from exporter import report
 from exporter.agreement import divergence, give_up, wilson
+from exporter.checkpoint import open_checkpoint
 from exporter.decoding import comparable
-from exporter.emit import GATE
+from exporter.emit import GATE, MANIFEST
+from exporter.float_session import FloatModel, FloatSession
 from exporter.gate import measure, usable_provider
+from exporter.inspect import gate_lines
 from exporter.manifest import GateResult
 from exporter.progress import Progress
 from exporter.recipe_names import Limits
 from exporter.runtime.bundle import read_bundle
+from exporter.runtime.loop import generate
 from exporter.trajectory import Reference
 from exporter.verify import read_manifest
+from tests.commands import GOLDEN
 
 IDS = 12
+VOCAB = 208  # of the golden LLaDA
 Floats = npt.NDArray[np.float64]
 # p ranges over more than four orders of magnitude; the rest of q is then at least 4e-6, so that its
 # rounding error, 12 eps, is below 1e-9 of it
@@ -91,6 +99,36 @@ def test_the_float_model_itself_agrees_fully(float_bundles: dict[str, Path], fam
     assert gate.kl <= (2 * 1.6e-4) ** 2 / 2
     assert gate.argmax_interval[0] < 1 == pytest.approx(gate.argmax_interval[1])
     assert (gate.prompts, gate.tokens, gate.positions) == (4, 128, 128)
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_the_default_cache_is_told_and_changes_no_verdict(
+    float_bundles: dict[str, Path], tmp_path: Path, cache: str
+) -> None:
+    """Held against the float model's own loop with that cache: the bundle computes the same."""
+    bundle = shutil.copytree(float_bundles["llada"], tmp_path / "bundle")
+    plain = measure_again(bundle, Limits(1.0, 1.0))
+    assert plain.cache is None and plain.cached_agreement is None
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["decode"] |= {"cache": cache, "block_length": 8}
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    reference = Reference.load(bundle / GATE)
+    settings = replace(comparable(read_bundle(bundle).decode), sampler="threshold", threshold=0.2)
+    found = measure(bundle, reference, settings, Limits(1.0, 1.0), Progress())
+    assert found.cache == cache and found.cached_agreement is not None
+    assert found.passed and (found.regret, found.kl) == (plain.regret, plain.kl)
+
+    start, keep = reference.prompt_length, reference.key_mask.astype(bool)
+    canvas = reference.canvases[0].copy()
+    model = read_bundle(bundle).model
+    session = FloatSession(FloatModel(open_checkpoint(GOLDEN / "llada", eot_id=197)), VOCAB)
+    generate(session, model, replace(settings, cache=cache), canvas, start, keep)
+    same = (canvas == reference.answer)[:, start:]
+    assert found.cached_agreement == pytest.approx(float(same.mean()))
+    assert any(found.cache in line for line in gate_lines(found))
+    changed = read_manifest(float_bundles["llada"]).model_copy(update={"gate": found})
+    report.write(bundle, changed)
+    assert f"{cache} cache" in (bundle / "report.html").read_text()
 
 
 def test_bins_of_the_mask_ratio_add_up(quick_bundle: Path) -> None:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from exporter.checkpoint import open_checkpoint
 from exporter.float_session import FloatModel, FloatSession
-
 from exporter.graph_builder import IR_VERSION, OPSET
 from exporter.graph_kind import GraphKind
 from exporter.reductions import SUPPRESSED

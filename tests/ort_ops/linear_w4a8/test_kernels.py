@@ -55,5 +55,12 @@ def test_arm_kernels_compute_what_plain_loops_do(tmp_path: Path) -> None:
         "cortex-a72": ["portable"],
     }
     for core, kernels in cores.items():
-        emulator: list[str | Path] = [EMULATOR, "-L", "/usr/aarch64-linux-gnu", "-cpu", core, program]
+        emulator: list[str | Path] = [
+            EMULATOR,
+            "-L",
+            "/usr/aarch64-linux-gnu",
+            "-cpu",
+            core,
+            program,
+        ]
         assert run_harness(emulator, seed=1, forms=40) == kernels
