@@ -84,14 +84,12 @@ class FloatModel:
             ids = torch.cat((ids, torch.full_like(shadow, self.spec.mask_id)), 1)
         hidden = self.embed(ids)
         rows, fed = max(1, TOKENS_AT_ONCE // ids.shape[1]), slice(start, start + ids.shape[1])
-        contexts = [
-            make_context(self.spec, m.to(self.device), fed, causal) for m in key_mask.split(rows)
-        ]
-        if shadow is not None:
-            pairs = zip(key_mask.split(rows), shadow.split(rows), strict=True)
-            contexts = [
-                shadow_context(self.spec, m.to(self.device), s.to(self.device)) for m, s in pairs
-            ]
+        masks = [mask.to(self.device) for mask in key_mask.split(rows)]
+        if shadow is None:
+            contexts = [make_context(self.spec, mask, fed, causal) for mask in masks]
+        else:
+            pairs = zip(masks, shadow.to(self.device).split(rows), strict=True)
+            contexts = [shadow_context(self.spec, mask, under) for mask, under in pairs]
         for index, layer in enumerate(self.blocks()):
             if cache is not None:
                 parts = (slice(first, first + rows) for first in range(0, len(ids), rows))

@@ -44,4 +44,4 @@ def graph_kinds(logits: bool, shadow: bool = False) -> list[GraphKind]:
     """
     either = (False, True)
     kinds = [GraphKind(g, s, logits, c) for c in either for g in either for s in either]
-    return kinds + [GraphKind(logits=logits, shadow=True)] * shadow
+    return kinds + [GraphKind(shadow=True)] * shadow

@@ -2,8 +2,8 @@
 
 Each contestant is a graph of one linear, run by ONNX Runtime with the same threads on the same
 rows. All take turns; numbers are medians over the rounds, of the ratio to MatMul in fp32 in the
-same round and of the seconds. The peak is the best rate of 8-bit multiply-adds that was seen in this
-run, of torch's `_int_mm` or of any contestant.
+same round and of the seconds. The peak is the best rate of 8-bit multiply-adds that was seen in
+this run, of torch's `_int_mm` or of any contestant.
 """
 
 import json

@@ -1,27 +1,31 @@
-"""Whole answers on a large shape: the plain full-canvas loop against caches, bits, tokens a call.
+"""Whole answers on a large shape: plain full-canvas loops against caches, bits, tokens a call.
 
-The plain loop is float32, feeds the whole canvas and commits one token a call, as the upstream loop
-does by default. Weights are random, so a threshold would commit at random: how many tokens a call a
-rule commits at equal accuracy is to be measured on a trained model (`dqexport tune`,
-tools/bench_rules.py) and given here; quotas then spend exactly so many calls. All contestants take
-turns; an answer's time is the median call of each kind times how often the loop makes it.
+The plain loops are float32, and torch in bfloat16; they feed the whole canvas and commit one token
+a call, as the upstream loop does by default. Weights are random, so a threshold would commit at
+random: how many tokens a call a rule commits at equal accuracy is to be measured on a trained model
+(`dqexport tune`, tools/bench_rules.py) and given here; quotas then spend exactly so many calls. All
+contestants take turns; an answer's time is the median call of each kind times how often the loop
+makes it.
 """
 
 import json
 import time
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import numpy as np
+import torch
 import typer
 
 from exporter.build import BuildOptions, build
+from exporter.checkpoint import open_checkpoint
 from exporter.decoding import DecodeOptions
 from exporter.machine import cpu_cores
+from exporter.quant_options import QuantOptions
 from exporter.runtime.bundle import Bundle, read_bundle
 from exporter.runtime.candidates import wanted
 from exporter.runtime.loop import decode
@@ -29,10 +33,28 @@ from exporter.runtime.session import Session
 from exporter.runtime.session_ort import open_session
 from exporter.runtime.settings import Settings
 from exporter.runtime.task import make_canvas
+from tools import torch_loop
 from tools.random_checkpoint import Preset, write_checkpoint
 from tools.tables import markdown
 
-KINDS = {"fp32": 0, "w4a16-rtn": 4}  # recipe -> accuracy level of MatMulNBits
+
+@dataclass(frozen=True)
+class Kind:
+    """A bundle and how it runs."""
+
+    name: str
+    recipe: str
+    level: int  # of MatMulNBits
+    operators: bool  # of our own
+
+
+KINDS = (
+    Kind("fp32", "fp32", 0, False),
+    Kind("w4a16, level 4", "w4a16-rtn", 4, False),
+    Kind("w4a16 for level 4, own operators", "w4a16-rtn", 4, True),
+    Kind("w4a8, own operators", "w4a8-rtn", 0, True),
+)
+TORCH = "torch bf16, cache none, 1 a call"
 
 
 class Contestant:
@@ -87,37 +109,48 @@ def main(
         folder = Path(scratch)
         write_checkpoint(folder / "model", model.shape)
         contestants = []
-        for recipe, level in KINDS.items():
+        for kind in KINDS:
             options = BuildOptions(
-                recipe, decode=DecodeOptions(gen_length=8, steps=1, block_length=8),
-                gate_prompts=1, gate=False,
+                kind.recipe, QuantOptions(samples=4),
+                decode=DecodeOptions(gen_length=8, steps=1, block_length=8),
+                calib_prompts=2, gate_prompts=1, gate=False,
+                accuracy_level=kind.level, operators=kind.operators, work=folder / "work",
             )  # fmt: skip
-            build(folder / "model", "cpu", folder / recipe, options)
-            bundle = read_bundle(folder / recipe)
+            build(folder / "model", "cpu", folder / kind.name, options)
+            bundle = read_bundle(folder / kind.name)
             for cache in ("none", "dual"):
                 session = open_session(
-                    bundle, False, wanted(base), None, count, level, cache != "none"
+                    bundle, False, wanted(base), None, count, kind.level, cache != "none"
                 )
                 for each in [1] if cache == "none" else [1, *(tokens or [2, 4])]:
                     settings = replace(base, cache=cache, steps=gen_length // each)
-                    name = f"{recipe}, cache {cache}, {each} a call"
+                    name = f"{kind.name}, cache {cache}, {each} a call"
                     contestants.append(Contestant(name, bundle, settings, session))
         vocab = bundle.model.vocab_size
         prompt = np.random.default_rng(0).integers(3, vocab, prompt_length).tolist()
+        torch.set_num_threads(count)
+        plain = torch_loop.load(open_checkpoint(folder / "model"), torch.bfloat16)
+        halves = []
         for _ in range(rounds):
             for one in contestants:
                 one.run(prompt, plain_calls if one.settings.cache == "none" else None)
-    answers = [
-        one.answer(gen_length if one.settings.cache == "none" else None) for one in contestants
-    ]
+            start = time.perf_counter()
+            torch_loop.decode(plain, prompt, gen_length, block, gen_length, plain_calls)
+            halves.append((time.perf_counter() - start) / plain_calls)
+    answers = {
+        one.name: one.answer(gen_length if one.settings.cache == "none" else None)
+        for one in contestants
+    }
+    answers[TORCH] = gen_length * median(halves)
     rows: list[dict[str, object]] = [
         {
-            "loop": one.name,
+            "loop": name,
             "s an answer": seconds,
             "tokens/s": gen_length / seconds,
-            "times the plain loop": answers[0] / seconds,
+            "times the plain loop": answers[contestants[0].name] / seconds,
+            "times torch bf16": answers[TORCH] / seconds,
         }
-        for one, seconds in zip(contestants, answers, strict=True)
+        for name, seconds in answers.items()
     ]
     if as_json:
         typer.echo(json.dumps({"threads": count, "rows": rows}, indent=1))

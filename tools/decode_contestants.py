@@ -98,10 +98,12 @@ class Contestant:
     hosts: list[float] = field(default_factory=list)  # of these outside of the runtime
 
 
-def emitted(case: Case, bundle: Path, level: int, threads: int) -> Contestant:
-    """The loop of a bundle, at an accuracy level of MatMulNBits."""
+def emitted(case: Case, bundle: Path, level: int, threads: int, own: bool = True) -> Contestant:
+    """The loop of a bundle, with operators of our own or, at an accuracy level, without."""
     opened, settings = read_bundle(bundle), case.settings
-    timed = Timed(open_session(opened, False, wanted(settings), None, threads, level))
+    own = own and bool(opened.operators)
+    session = open_session(opened, False, wanted(settings), None, threads, level, operators=own)
+    timed = Timed(session)
     rows: list[int] = []
 
     def run() -> float:
@@ -112,8 +114,9 @@ def emitted(case: Case, bundle: Path, level: int, threads: int) -> Contestant:
         return timed.seconds - before
 
     run()
-    name, low = bundle.name, level == 4
-    label = f"emitted loop, {name}" + (f", level {level}" if name != "fp32" else "")
+    name, low = bundle.name, own or level == 4
+    how = ", own operators" if own else f", level {level}" if name != "fp32" else ""
+    label = f"emitted loop, {name}{how}"
     size = read_bytes(bundle / opened.graphs[0].path)
     return Contestant(label, run, "int8" if low else "fp32", size, float(np.mean(rows)))
 

@@ -104,6 +104,8 @@ Parts parts(const ort::Api& api, const ort::KernelInfo* info, const LinearOp& op
   return p;
 }
 
+constexpr int64_t MOST_INPUTS = (int64_t{1} << 31) / (128 * 128) - 1;  // of integer sums
+
 struct LinearKernel {
   LinearKernel(const LinearOp& op, const ort::Api& api, const ort::KernelInfo* info);
   void compute(ort::Context* context) const;
@@ -128,9 +130,16 @@ void check_form(const ort::Api& api, const Form& form, const Parts& p) {
       (form.channel && form.activation_group != form.inputs)) {
     fail(api, "dqexport: activation_group does not fit the weight");
   }
+  if (form.channel && form.inputs > MOST_INPUTS) {
+    fail(api, "dqexport: sums of so many inputs do not fit 32 bits");
+  }
   if (form.two_levels && p.steps.type != ort::INT8) fail(api, "dqexport: steps have to be int8");
-  if (form.two_levels && p.steps.count != groups * form.outputs) fail(api, "dqexport: steps do not fit the weight");
-  if (!p.bias.empty() && static_cast<int64_t>(p.bias.size()) != form.outputs) fail(api, "dqexport: the bias does not fit the weight");
+  if (form.two_levels && p.steps.count != groups * form.outputs) {
+    fail(api, "dqexport: steps do not fit the weight");
+  }
+  if (!p.bias.empty() && static_cast<int64_t>(p.bias.size()) != form.outputs) {
+    fail(api, "dqexport: the bias does not fit the weight");
+  }
   const int wanted = form.weight_bits == 4 ? ort::INT4 : ort::INT8;
   if (p.codes.type != wanted) fail(api, "dqexport: the codes are of another type than the operator's");
 }

@@ -50,7 +50,7 @@ std::vector<const Kernel*> kernels_here() {
 const Kernel* choose_kernel() {
   const std::vector<const Kernel*> found = kernels_here();
   const char* name = std::getenv("DQX_KERNEL");
-  if (name == nullptr) return found.front();
+  if (name == nullptr || *name == '\0') return found.front();
   for (const Kernel* kernel : found) {
     if (std::strcmp(kernel->name, name) == 0) return kernel;
   }

@@ -1,5 +1,6 @@
 """--allow-ids and --forbid-ids on real graphs: as if the head had no other rows."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from exporter.graph_kind import GraphKind
 from exporter.runtime.allowed import allowed_ids
+from exporter.runtime.command import main
 from exporter.runtime.engine import Engine
 from exporter.runtime.errors import UserError
 from exporter.runtime.session import Bools
@@ -57,6 +59,18 @@ def test_an_answer_has_no_other_tokens(lowered: Lowered, sampler: str) -> None:
         settings = Settings(sampler=sampler, gen_length=16, block_length=8, early_stop=False)
         run = engine.decode([[1, 2, 3]], settings, unseen)
         assert each[run.answers[0].new].all()
+
+
+@pytest.mark.parametrize("option", ["--allow-ids", "--forbid-ids"])
+def test_the_command_of_a_bundle_takes_a_file(
+    quick_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    file = tmp_path / "ids"
+    file.write_text("5 7 9 11")
+    assert main(quick_bundle, ["--ids", "1,2", "--json", option, str(file)]) == 0
+    new = json.loads(capsys.readouterr().out)["new"]
+    inside = {token in (5, 7, 9, 11) for token in new}
+    assert inside == {option == "--allow-ids"}
 
 
 def test_files_are_sets_of_ids(lowered: Lowered, tmp_path: Path) -> None:

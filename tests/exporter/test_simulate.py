@@ -26,6 +26,7 @@ from exporter.layer import Layer
 from exporter.linear_groups import block_groups
 from exporter.lower import write_weights
 from exporter.model import Context, make_context
+from exporter.operator_use import OperatorUse
 from exporter.progress import Progress
 from exporter.prompts import used_vocabulary
 from exporter.quant_options import QuantOptions
@@ -35,6 +36,8 @@ from exporter.recipes import Recipe, make_recipe
 from exporter.simulate import simulated, turned
 from exporter.tasks import reference_folder
 from exporter.work import open_work
+from ort_ops.build import prebuild
+from ort_ops.linear_w4a8.op import TOPS
 from passes.activations.attention import (
     AttentionGrid,
     probabilities,
@@ -89,7 +92,8 @@ class Recorder:
     )
 
     def watch(self, patch: pytest.MonkeyPatch) -> None:
-        enter, leave, attention = linear_graph.enter, linear_graph.leave, attention_graph.attention
+        enter, leave, gated = linear_graph.enter, linear_graph.leave, linear_graph.gated
+        attention = attention_graph.attention
 
         def watched_enter(g: Any, index: int, group: LinearGroup, x: ir.Value) -> ir.Value:
             y = enter(g, index, group, x)
@@ -101,6 +105,13 @@ class Recorder:
             self.pieces.append(("leave", index, group, [x], ys))
             return ys
 
+        def watched_gated(g: Any, index: int, group: LinearGroup, x: ir.Value) -> ir.Value:
+            before = len(self.pieces)
+            y = gated(g, index, group, x)
+            if len(self.pieces) == before:  # one operator, in which no linear stands alone
+                self.pieces.append(("gated", index, group, [x], [y]))
+            return y
+
         def watched_attention(
             g: Any, spec: Any, index: int, q: ir.Value, k: ir.Value, v: ir.Value, seen: Any
         ) -> ir.Value:
@@ -110,7 +121,9 @@ class Recorder:
 
         for module in (exporter.graph, mlp_graph):
             patch.setattr(module, "enter", watched_enter)
+        for module in (exporter.graph, mlp_graph, linear_graph):
             patch.setattr(module, "leave", watched_leave)
+        patch.setattr(mlp_graph, "gated", watched_gated)
         patch.setattr(exporter.graph, "attention", watched_attention)
 
 
@@ -141,7 +154,11 @@ class Exported:
 
 
 def export(
-    checkpoint: Checkpoint, quantized: Quantized | None, recipe: Recipe, folder: Path
+    checkpoint: Checkpoint,
+    quantized: Quantized | None,
+    recipe: Recipe,
+    folder: Path,
+    operators: OperatorUse | None,
 ) -> Exported:
     described = describe_model(checkpoint, "0" * 64, used_vocabulary(checkpoint), 64)
     folder.mkdir()
@@ -149,7 +166,9 @@ def export(
     stored = write_weights(source, quantized, recipe, facts, folder, Progress())
     with pytest.MonkeyPatch.context() as patch:
         recorder.watch(patch)
-        model = exporter.graph.build_graph(checkpoint.spec, stored, ir.DataType.FLOAT, PLAIN)
+        model = exporter.graph.build_graph(
+            checkpoint.spec, stored, ir.DataType.FLOAT, PLAIN, operators=operators
+        )
     values = dict.fromkeys(v for p in recorder.pieces for v in (*p[3], *p[4]))
     for number, value in enumerate(values):
         value.name, value.type = f"piece_{number}", ir.TensorType(ir.DataType.FLOAT)
@@ -163,6 +182,8 @@ def export(
     options = ort.SessionOptions()
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
     options.log_severity_level = 3
+    if operators is not None:
+        options.register_custom_ops_library(str(prebuild()))
     return Exported(ort.InferenceSession(file, options, providers=["CPUExecutionProvider"]), names)
 
 
@@ -172,20 +193,45 @@ def check_enter(layer: Layer, group: LinearGroup, x: torch.Tensor, got: torch.Te
     assert ((got - layer.enter(group, x)).abs() <= bound).all(), f"enter {group.name}"
 
 
-def check_leave(
-    layer: Layer, group: LinearGroup, x: torch.Tensor, outputs: list[torch.Tensor]
-) -> None:
-    """Equal inputs have equal codes; what is left is the order of sums over K products."""
-    rounded = fake_quantize(x, layer.activations.get(group.name)).abs()
-    terms = 2 * (x.shape[-1] + 16) * EPS
-    for name, got, want in zip(group.linears, outputs, layer.leave(group, x), strict=True):
+def bounds(layer: Layer, group: LinearGroup, x: torch.Tensor, own: bool) -> list[torch.Tensor]:
+    """How far each linear may be off.
+
+    Equal inputs have equal codes; what is left is the order of sums over K products. Operators of
+    our own take float inputs as whole numbers of 16 bits, off by half a step at most.
+    """
+    grid = layer.activations.get(group.name)
+    rounded = fake_quantize(x, grid).abs()
+    terms, found = 2 * (x.shape[-1] + 16) * EPS, []
+    step = x.abs().amax(-1, keepdim=True) / TOPS[16] if own and grid is None else x.new_zeros(1)
+    for name in group.linears:
         size = rounded @ layer.tensors[name].abs().T
         if name in layer.low_rank:
             beside = layer.low_rank[name]
             size = size + (x.abs() @ beside.right.abs().T) @ beside.left.abs().T
         bias = layer.tensors.get(f"{name}_bias", torch.zeros(()))
-        worst = (got - want).abs() - terms * (size + bias.abs())
+        slack = 0.51 * step * layer.tensors[name].abs().sum(1)
+        found.append(terms * (size + bias.abs()) + slack)
+    return found
+
+
+def check_leave(
+    layer: Layer, group: LinearGroup, x: torch.Tensor, outputs: list[torch.Tensor], own: bool
+) -> None:
+    allowed, wanted = bounds(layer, group, x, own), layer.leave(group, x)
+    for name, got, want, bound in zip(group.linears, outputs, wanted, allowed, strict=True):
+        worst = (got - want).abs() - bound
         assert (worst <= 0).all(), f"{name} of {group.name} is off by {worst.max()} too much"
+
+
+def check_gated(layer: Layer, group: LinearGroup, x: torch.Tensor, got: torch.Tensor) -> None:
+    """silu(gate) · up: silu is at most 1.1 times as steep as its argument, and rounds ten times."""
+    off_gate, off_up = bounds(layer, group, x, own=True)
+    gate, up = layer.leave(group, x)
+    silu = torch.nn.functional.silu(gate)
+    slip = 1.1 * off_gate + 10 * EPS * silu.abs()
+    bound = slip * (up.abs() + off_up) + silu.abs() * off_up + 4 * EPS * (silu * up).abs()
+    worst = (got - silu * up).abs() - bound
+    assert (worst <= 0).all(), f"{group.name} is off by {worst.max()} too much"
 
 
 def near_middle(x: torch.Tensor, slack: float) -> torch.Tensor:
@@ -249,12 +295,14 @@ def check_attention(
 
 
 @torch.no_grad()
-def check_pieces(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> None:
+def check_pieces(
+    checkpoint: Checkpoint, recipe: Recipe, folder: Path, operators: OperatorUse | None = None
+) -> None:
     """Every piece of the graph is that of the simulation, on masked, half-masked and clean text."""
     quantized = run_passes(checkpoint, recipe, folder / "work")
     model = simulated(checkpoint, quantized, recipe)
-    graph, layers = export(checkpoint, quantized, recipe, folder / "bundle"), list(model.blocks())
-    shares = []
+    graph = export(checkpoint, quantized, recipe, folder / "bundle", operators)
+    layers, shares = list(model.blocks()), []
     for masked in (1.0, 0.5, 0.0):
         ids = torch.stack([random_ids(checkpoint, masked, seed) for seed in (100, 101)])
         valid = torch.arange(LENGTH)[None] >= torch.tensor([[0], [3]])
@@ -268,12 +316,14 @@ def check_pieces(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> None:
             assert group is not None
             if kind == "enter":
                 check_enter(layers[index], group, inputs[0], outputs[0])
+            elif kind == "gated":
+                check_gated(layers[index], group, inputs[0], outputs[0])
             else:
-                check_leave(layers[index], group, inputs[0], outputs)
+                check_leave(layers[index], group, inputs[0], outputs, operators is not None)
         want = model.logits(ids, valid)[valid]
         effect = (FloatModel(checkpoint).logits(ids, valid)[valid] - want).abs()
         assert effect.max() > 10 * TWO_FP32  # else there was nothing to simulate
-        if recipe.activation is None and recipe.attention is None:
+        if recipe.activation is None and recipe.attention is None and operators is None:
             assert (logits[valid] - want).abs().max() <= TWO_FP32
     assert sum(shares) / len(shares) > 0.3  # of the rows of attention were not in doubt
 
@@ -354,6 +404,19 @@ def test_the_reference_model(bits: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(reference_folder())
     recipe = make_recipe(bits, checkpoint.spec, QuantOptions(), "fp32")
     check_pieces(checkpoint, recipe, tmp_path)
+
+
+@pytest.mark.parametrize("bits", ["w4a16", "w8a8", "w4a8", "w4a4"])
+@pytest.mark.parametrize("family", ["llada", "dream", "sdar", "lladamoe", "reference"])
+def test_operators_of_our_own(family: str, bits: str, tmp_path: Path) -> None:
+    """Biases, experts without tokens, shared key heads, inputs of 16 bits are among these."""
+    reference = family == "reference"
+    checkpoint = open_checkpoint(reference_folder()) if reference else golden(family)
+    name = f"{bits}-rtn" if family == "lladamoe" else bits
+    ragged = (family, bits) == ("sdar", "w4a4")  # its MLP has no even groups
+    options = QuantOptions(activation="token") if ragged else QuantOptions()
+    recipe = make_recipe(name, checkpoint.spec, options, "fp32")
+    check_pieces(checkpoint, recipe, tmp_path, OperatorUse())
 
 
 @pytest.mark.parametrize("name", ["fp16", "w4a16-rtn"])

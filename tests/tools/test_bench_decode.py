@@ -92,7 +92,7 @@ def test_command_races_all_contestants() -> None:
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     rows = {row["contestant"]: row for row in found["rows"]}
-    assert len(rows) == 7
+    assert len(rows) == 9
     for row in rows.values():
         assert row["tokens/s"] * row["ms a step"] == pytest.approx(1000 * 16 / 4)
         assert row["ms a step"] > (row["host ms"] or 0)

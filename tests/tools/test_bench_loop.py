@@ -17,7 +17,8 @@ def test_command_prints_a_row_a_contestant() -> None:
     done = CliRunner().invoke(app, [*options.split(), "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)["rows"]
-    assert len(found) == 6  # two bundles, each plain and with a cache at one and at four a call
+    # four bundles, each plain and with a cache at one and at four a call, and torch
+    assert len(found) == 4 * 3 + 1
     assert found[0]["times the plain loop"] == 1
     assert all(row["s an answer"] > 0 for row in found)
 

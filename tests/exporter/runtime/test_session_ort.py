@@ -97,4 +97,6 @@ def test_setup_errors_say_what_is_there(bundle: Bundle, tmp_path: Path) -> None:
         open_session(replace(bundle, folder=tmp_path), False, names)
     with pytest.raises(UserError, match=r"no provider quantum; it has .*CPUExecutionProvider"):
         open_session(bundle, False, names, provider="quantum")
-    open_session(bundle, False, names, provider="cpu", threads=1, accuracy_level=4)
+    session = open_session(bundle, False, names, provider="cpu", threads=1, accuracy_level=4)
+    with pytest.raises(UserError, match="predict every token"):
+        session.restrict(np.ones(FACTS.vocab_size, bool))

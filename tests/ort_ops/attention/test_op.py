@@ -85,8 +85,8 @@ def expected(
 
     Codes of q and v are found by the same steps in fp32, so they are equal. Those of k and p may
     differ by one where they lie next to a half: the mean key is summed in another order, and exp
-    rounds. The bound is two steps of p on the largest value of a channel, which holds for a few such
-    codes in a row; that there are few is what the test asserts beside it.
+    rounds. The bound is two steps of p on the largest value of a channel, which holds for a few
+    such codes in a row; that there are few is what the test asserts beside it.
     """
     y = reference(**x, heads=heads, tops=tops)
     shared = heads // x["k"].shape[1]

@@ -23,7 +23,8 @@ struct Tensors {
     const Source one = {codes.data(), scales.data(), nullptr, bias.data()};
     const SourceBytes bytes = {codes.size(), scales.size() * 4, 0, bias.size() * 4};
     if (second == nullptr) return dqx::packed(form, one, nullptr, bytes);
-    const Source other = {second->codes.data(), second->scales.data(), nullptr, second->bias.data()};
+    const Tensors& up = *second;
+    const Source other = {up.codes.data(), up.scales.data(), nullptr, up.bias.data()};
     return dqx::packed(form, one, &other, bytes);
   }
 };

@@ -1,7 +1,7 @@
 // Every kernel that runs here against plain loops, on random forms: `harness SEED FORMS`.
 //
-// What products and sums of integers yield is compared exactly where all factors are integers and no
-// sum reaches 2^24, so that fp32 rounds nothing; elsewhere within the roundings that there are.
+// What products and sums of integers yield is compared exactly where all factors are integers and
+// no sum reaches 2^24, so that fp32 rounds nothing; elsewhere within the roundings that there are.
 #include <algorithm>
 #include <cinttypes>
 #include <cmath>
@@ -9,152 +9,29 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <random>
 #include <vector>
 
+#include "forms.h"
 #include "linear_w4a8/kernel.h"
 #include "linear_w4a8/machine_portable.h"
 #include "linear_w4a8/tile.h"
 
 namespace {
 
-using dqx::Form;
 using dqx::Kernel;
-using dqx::Source;
 
-constexpr double U = 0x1p-24;        // relative error of one rounding to fp32
+constexpr double U = 0x1p-24;            // relative error of one rounding to fp32
 constexpr uint32_t POISON = 0x7fc5a5a5;  // a NaN that no arithmetic makes
-constexpr size_t GUARD = 32;         // floats around an array
-
-class Random {
- public:
-  explicit Random(uint64_t seed) : engine_(seed) {}
-  // An integer of [low, high].
-  int64_t in(int64_t low, int64_t high) {
-    return low + static_cast<int64_t>(engine_() % static_cast<uint64_t>(high - low + 1));
-  }
-  bool one_in(int64_t many) { return in(1, many) == 1; }
-  int64_t of(const std::vector<int64_t>& choices) {
-    return choices[static_cast<size_t>(in(0, static_cast<int64_t>(choices.size()) - 1))];
-  }
-  double real(double low, double high) {
-    return low + (high - low) * static_cast<double>(engine_() >> 11) * 0x1p-53;
-  }
-  // Codes of [low, high]: the lowest alone, the ends alone, zeros but for a few, or any.
-  std::vector<int> codes(size_t count, int low, int high, bool lowest) {
-    const int64_t kind = lowest ? 0 : in(0, 4);
-    std::vector<int> made(count, low);
-    for (int& code : made) {
-      if (kind == 1) code = one_in(2) ? low : high;
-      if (kind == 2) code = one_in(16) ? static_cast<int>(in(low, high)) : 0;
-      if (kind > 2) code = static_cast<int>(in(low, high));
-    }
-    return made;
-  }
-
- private:
-  std::mt19937_64 engine_;
-};
-
-int top_of(int bits) { return bits == 4 ? 7 : bits == 8 ? 127 : 32639; }
-
-// One weight in numbers and as the packer takes it.
-struct Weight {
-  std::vector<int> codes, steps;  // (inputs, outputs); (groups, outputs)
-  std::vector<float> scales, bias;
-  std::vector<uint8_t> stored;
-  std::vector<int8_t> stored_steps;
-
-  Source source() const {
-    return {stored.data(), scales.data(), stored_steps.empty() ? nullptr : stored_steps.data(),
-            bias.empty() ? nullptr : bias.data()};
-  }
-};
-
-struct Case {
-  Form form;
-  bool integers;  // all scales and the bias
-  bool lowest;    // all codes
-  std::vector<Weight> weights;
-  int64_t rows;
-  std::vector<int> codes;     // (rows, inputs) of activations
-  std::vector<float> scales;  // (rows, groups)
-  int64_t groups() const { return form.inputs / form.activation_group; }
-};
-
-float scale_of(Random& random, const Case& c, double size) {
-  return static_cast<float>(c.integers ? random.in(1, 2) : size * random.real(0.5, 1.5));
-}
-
-Weight random_weight(Random& random, const Case& c) {
-  const Form& form = c.form;
-  const auto outputs = static_cast<size_t>(form.outputs);
-  const auto groups = static_cast<size_t>((form.inputs + form.group - 1) / form.group);
-  const int low = form.weight_bits == 4 ? -8 : -128;
-  Weight w;
-  w.codes = random.codes(static_cast<size_t>(form.inputs) * outputs, low, -low - 1, c.lowest);
-  w.stored.resize((w.codes.size() * static_cast<size_t>(form.weight_bits) + 7) / 8);
-  for (size_t i = 0; i < w.codes.size(); ++i) {
-    const int code = w.codes[i];
-    if (form.weight_bits == 8) w.stored[i] = static_cast<uint8_t>(code);
-    else w.stored[i / 2] = static_cast<uint8_t>(w.stored[i / 2] | (code & 15) << i % 2 * 4);
-  }
-  // outputs of about 1 where silu bends
-  const double size = 4 / (-low * top_of(form.activation_bits) * std::sqrt(form.inputs));
-  w.scales.resize(form.channel ? outputs : groups * outputs);
-  for (float& scale : w.scales) scale = scale_of(random, c, size);
-  if (form.two_levels) {
-    w.steps = random.codes(groups * outputs, -128, 127, c.lowest);
-    w.stored_steps.assign(w.steps.begin(), w.steps.end());
-  }
-  if (!form.gated && random.one_in(2)) {
-    w.bias.resize(outputs);
-    for (float& b : w.bias) b = static_cast<float>(c.integers ? random.in(-9, 9) : random.real(-1, 1));
-  }
-  return w;
-}
-
-Case random_case(Random& random) {
-  Case c;
-  Form& form = c.form;
-  form.weight_bits = random.one_in(2) ? 4 : 8;
-  form.channel = random.one_in(3);
-  form.two_levels = form.channel && form.weight_bits == 4;
-  form.activation_bits = static_cast<int>(random.of({4, 8, form.channel ? 8 : 16}));
-  form.gated = random.one_in(3);
-  c.integers = random.one_in(2);
-  c.lowest = random.one_in(10);  // the largest sums of all
-  // tiles of 1 … 6 rows, both ways to read nibbles, blocks of 96 rows; at most 2^21 products
-  c.rows = random.one_in(4) ? random.of({95, 96, 97, 192, 193, 200}) : random.in(1, 26);
-  form.outputs = random.one_in(2) ? random.in(1, 70) : random.of({31, 32, 33, 63, 64, 65, 127, 129});
-  const int64_t most = std::max<int64_t>(8, (int64_t{1} << 21) / (c.rows * form.outputs));
-  const bool deep = c.lowest || random.one_in(8);
-  form.inputs = std::min(most, deep ? random.in(600, 1300) : random.in(1, 300));
-  if (random.one_in(2)) form.inputs = (form.inputs + 31) / 32 * 32;
-  form.group = random.of({16, 32, 64, 128, form.inputs, random.in(1, form.inputs)});
-  if (form.channel && form.weight_bits == 8) form.group = form.inputs;
-  form.activation_group = form.inputs;
-  if (!form.channel && random.one_in(2)) {
-    do form.activation_group = random.in(1, form.inputs);
-    while (form.inputs % form.activation_group != 0);
-  }
-  form.step = static_cast<float>(random.real(0.5, 1) / top_of(form.activation_bits));
-  for (int i = 0; i < (form.gated ? 2 : 1); ++i) c.weights.push_back(random_weight(random, c));
-  const int top = top_of(form.activation_bits);
-  c.codes = random.codes(static_cast<size_t>(c.rows * form.inputs), -top - 1, top, c.lowest);
-  c.scales.resize(static_cast<size_t>(c.rows * c.groups()));
-  for (float& scale : c.scales) scale = scale_of(random, c, 1);
-  return c;
-}
+constexpr size_t GUARD = 32;             // floats around an array
 
 // A value and how far from it roundings may lead.
 struct Value {
   double value, error;
 };
 
-// Row times column. Each term of a chunk is rounded when its sum becomes a float, its two scales are
-// multiplied, and the product is taken; then come an addition a chunk, the row's scale, and the bias:
-// at most chunks + 5 roundings of a term, of what is at most the sum of the magnitudes.
+// Row times column. Each term of a chunk is rounded when its sum becomes a float, its two scales
+// are multiplied, and the product is taken; then come an addition a chunk, the row's scale, and the
+// bias: at most chunks + 5 roundings of a term, of what is at most the sum of the magnitudes.
 Value linear(const Case& c, const Weight& w, int64_t row, int64_t output, size_t chunks) {
   const Form& form = c.form;
   double total = 0, magnitude = 0;
@@ -266,7 +143,8 @@ class Outputs {
   bool poisoned(int64_t row, int64_t output) { return bits_of(at(row, output)) == POISON; }
   bool guarded() const {
     for (size_t i = 0; i < GUARD; ++i) {
-      if (bits_of(values_[i]) != POISON || bits_of(values_[GUARD + size() + i]) != POISON) return false;
+      const float before = values_[i], after = values_[GUARD + size() + i];
+      if (bits_of(before) != POISON || bits_of(after) != POISON) return false;
     }
     return true;
   }
@@ -298,13 +176,18 @@ void check_one_panel(Random& random, const Kernel& kernel, const Case& c, const 
 int64_t check_panels(Random& random, const Kernel& kernel, const Case& c, const dqx::Weights& w,
                      const std::vector<Value>& wanted) {
   Integers a(w, c.rows);
-  for (int64_t row = 0; row < c.rows; ++row) a.set_row(w, row, &c.codes[static_cast<size_t>(row * c.form.inputs)]);
+  for (int64_t row = 0; row < c.rows; ++row) {
+    a.set_row(w, row, c.codes.data() + row * c.form.inputs);
+  }
   a.scales = c.scales;
   a.view.scales = a.scales.data();
   const int64_t broken = random.one_in(4) ? random.in(0, c.rows - 1) : -1;
   const float none = random.one_in(2) ? std::numeric_limits<float>::quiet_NaN()
                                       : std::numeric_limits<float>::infinity();
-  if (broken >= 0) a.scales[static_cast<size_t>(broken * a.view.groups + random.in(0, a.view.groups - 1))] = none;
+  if (broken >= 0) {
+    const int64_t group = random.in(0, a.view.groups - 1);
+    a.scales[static_cast<size_t>(broken * a.view.groups + group)] = none;
+  }
   Outputs y(c);
   check_one_panel(random, kernel, c, w, a, y);
   const int64_t block = random.in(std::min<int64_t>(c.rows, 13), dqx::ROW_BLOCK);
@@ -335,6 +218,7 @@ int64_t check_panels(Random& random, const Kernel& kernel, const Case& c, const 
 
 // Rows as they come: of all sizes, on the borders between codes, zero, and not finite.
 std::vector<float> random_rows(Random& random, const Case& c) {
+  const int top = top_of(c.form.activation_bits);
   std::vector<float> x(static_cast<size_t>(c.rows * c.form.inputs));
   for (int64_t row = 0; row < c.rows; ++row) {
     const int64_t kind = random.in(0, 6);
@@ -342,7 +226,7 @@ std::vector<float> random_rows(Random& random, const Case& c) {
     for (int64_t k = 0; k < c.form.inputs; ++k) {
       float& value = x[static_cast<size_t>(row * c.form.inputs + k)];
       if (kind == 0) value = 0;
-      else if (kind == 1) value = static_cast<float>(random.in(-2 * top_of(c.form.activation_bits), 99)) * 0.5f;
+      else if (kind == 1) value = static_cast<float>(random.in(-2 * top, 99)) * 0.5f;
       else value = size * static_cast<float>(random.real(-1, 1));
       if (kind == 2 && random.one_in(40)) value = -std::numeric_limits<float>::infinity();
       if (kind == 3 && random.one_in(40)) value = std::numeric_limits<float>::quiet_NaN();
@@ -367,19 +251,22 @@ int code_of_value(const Form& form, float x, float scale) {
 }
 
 // Rows [first, last) become the integers of the definition, the others stay.
-void check_quantize(Random& random, const Kernel& kernel, Case& c, const dqx::Weights& w) {
-  const Form kept = c.form;
+void check_quantize(Random& random, const Kernel& kernel, const Case& c, const dqx::Weights& w) {
+  const Form& form = c.form;
   Integers got(w, c.rows), wanted(w, c.rows);
   const int64_t first = random.in(0, c.rows - 1), last = random.in(first, c.rows);
   const std::vector<float> x = random_rows(random, c);
   kernel.quantize(w, x.data(), first, last, got.view);
-  std::vector<int> codes(static_cast<size_t>(kept.inputs));
+  std::vector<int> codes(static_cast<size_t>(form.inputs));
   for (int64_t row = first; row < last; ++row) {
     float* scales = wanted.scales.data() + row * c.groups();
-    const float* values = x.data() + row * kept.inputs;
-    for (int64_t g = 0; g < c.groups(); ++g) scales[g] = scale_of_run(kept, values + g * kept.activation_group);
-    for (int64_t k = 0; k < kept.inputs; ++k) {
-      codes[static_cast<size_t>(k)] = code_of_value(kept, values[k], scales[k / kept.activation_group]);
+    const float* values = x.data() + row * form.inputs;
+    for (int64_t g = 0; g < c.groups(); ++g) {
+      scales[g] = scale_of_run(form, values + g * form.activation_group);
+    }
+    for (int64_t k = 0; k < form.inputs; ++k) {
+      const float scale = scales[k / form.activation_group];
+      codes[static_cast<size_t>(k)] = code_of_value(form, values[k], scale);
     }
     wanted.set_row(w, row, codes.data());
   }
@@ -409,13 +296,15 @@ void check_silu(const Kernel& kernel) {
   }
 }
 
-void check_form(Random& random, Case& c, std::vector<int64_t>& exact) {
+void check_form(Random& random, const Case& c, std::vector<int64_t>& exact) {
   const Source first = c.weights[0].source();
   const Source second = c.form.gated ? c.weights[1].source() : Source{};
   const dqx::Weights w = dqx::pack(c.form, first, c.form.gated ? &second : nullptr);
   std::vector<Value> wanted;
   for (int64_t row = 0; row < c.rows; ++row) {
-    for (int64_t n = 0; n < c.form.outputs; ++n) wanted.push_back(expected(c, row, n, w.chunks.size()));
+    for (int64_t n = 0; n < c.form.outputs; ++n) {
+      wanted.push_back(expected(c, row, n, w.chunks.size()));
+    }
   }
   const std::vector<const Kernel*> kernels = dqx::kernels_here();
   for (size_t i = 0; i < kernels.size(); ++i) {
@@ -436,7 +325,7 @@ int main(int count, char** arguments) {
     check_silu(*kernels.back());
     for (; number < forms; ++number) {
       Random random(std::strtoull(arguments[1], nullptr, 10) + static_cast<uint64_t>(number));
-      Case c = random_case(random);
+      const Case c = random_case(random);
       check_form(random, c, exact);
     }
   } catch (const Failed&) {

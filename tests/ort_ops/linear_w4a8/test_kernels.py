@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from ort_ops.build import RELEASE, compiler
+from ort_ops.build import RELEASE, build_library, compiler
 from tests.compiled_kernels import compile_harness, run_harness
 
 CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 SANITIZE = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+cross_tools_missing = not (shutil.which(CROSS) and shutil.which(EMULATOR))
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +45,7 @@ def test_a_file_for_one_machine_gives_no_function_to_others(harness: Path) -> No
 
 
 @pytest.mark.arm
-@pytest.mark.skipif(
-    not (shutil.which(CROSS) and shutil.which(EMULATOR)), reason=f"{CROSS} or {EMULATOR} is missing"
-)
+@pytest.mark.skipif(cross_tools_missing, reason=f"{CROSS} or {EMULATOR} is missing")
 def test_arm_kernels_compute_what_plain_loops_do(tmp_path: Path) -> None:
     program = compile_harness(tmp_path, "aarch64", RELEASE, CROSS)
     cores = {
@@ -64,3 +63,11 @@ def test_arm_kernels_compute_what_plain_loops_do(tmp_path: Path) -> None:
             program,
         ]
         assert run_harness(emulator, seed=1, forms=40) == kernels
+
+
+@pytest.mark.arm
+@pytest.mark.skipif(cross_tools_missing, reason=f"{CROSS} or {EMULATOR} is missing")
+def test_the_library_builds_for_arm(tmp_path: Path) -> None:
+    built = build_library(tmp_path, "aarch64", flags=(*RELEASE, "-Werror"), cxx=CROSS)
+    assert [built] == list(tmp_path.iterdir()) == [tmp_path / "libdqx-aarch64.so"]
+    assert built.read_bytes()[18:20] == (183).to_bytes(2, "little")  # ELF: EM_AARCH64
