@@ -129,8 +129,7 @@ def link_library(command: Sequence[str], objects: Sequence[Path], made: Path) ->
     """
     exports = made.with_suffix(".map")
     exports.write_text("{ global: " + "; ".join(EXPORTS) + "; local: *; };\n")
-    options = ["-shared", f"-Wl,--version-script={exports}", "-Wl,--as-needed",
-               "-static-libstdc++", "-static-libgcc"]  # fmt: skip
+    options = ["-shared", f"-Wl,--version-script={exports}", "-Wl,--as-needed"]
     _call([*command, *options, *map(str, objects), "-o", str(made)])
 
 

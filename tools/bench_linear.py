@@ -113,6 +113,8 @@ def contestants(depth: int, width: int, threads: int) -> list[Contestant]:
     def opened(name: str, data: bytes, own: bool, level: int = 0) -> Contestant:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
+        # else its threads would still be busy waiting when the next one's turn has come
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(level))
         if own:
             options.register_custom_ops_library(library)
