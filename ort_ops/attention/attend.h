@@ -29,6 +29,24 @@ inline void mean_key(const AttentionCall& call, int64_t sequence, const float* k
   }
 }
 
+// Codes of a vector of values less the offset, also added to `sums`; whether all are numbers.
+inline bool value_codes(const float* v, int64_t width, const float* scale, const float* zero,
+                        float top, int offset, int8_t* codes, int32_t* sums) {
+  float alive = 0.0f;
+  for (int64_t c = 0; c < width; ++c) {
+    const float x = v[c] / scale[c];
+    // round first: that is the order of the graphs, and a zero is a whole number
+    float code = (x + 12582912.0f) - 12582912.0f + zero[c];
+    code = code > 0.0f ? code : 0.0f;
+    code = code < top ? code : top;
+    const int32_t whole = static_cast<int32_t>(code) - offset;
+    codes[c] = static_cast<int8_t>(whole);
+    sums[c] += whole;
+  }
+  for (int64_t c = 0; c < width; ++c) alive = v[c] == v[c] ? alive : 1.0f;
+  return alive == 0.0f;
+}
+
 template <class V>
 void prepare(const AttentionCall& call, const AttentionSizes& sizes, int64_t index,
              const HeadKeys& into) {
@@ -47,12 +65,12 @@ void prepare(const AttentionCall& call, const AttentionSizes& sizes, int64_t ind
     float scale = largest(moved, width) * step;
     scale = scale < LEAST_SCALE ? LEAST_SCALE : scale;
     into.key_scales[s] = scale;
-    int8_t codes[MOST_CHANNELS];
+    int8_t codes[MOST_CHANNELS] = {0};
     codes_8(moved, width, scale, top, codes);
+    uint8_t offset_codes[MOST_CHANNELS];
+    for (int64_t c = 0; c < sizes.depth; ++c) offset_codes[c] = static_cast<uint8_t>(codes[c] ^ -128);
     uint8_t* column = into.keys + s / PANEL * sizes.depth * PANEL + s % PANEL * 4;
-    for (int64_t c = 0; c < width; ++c) {
-      column[c / 4 * QUAD + c % 4] = static_cast<uint8_t>(codes[c] + 128);
-    }
+    for (int64_t c = 0; c < sizes.depth; c += 4) std::memcpy(column + c * PANEL, offset_codes + c, 4);
   }
   const int offset = call.form.v_top > 127 ? 128 : 0;
   const auto v_top = static_cast<float>(call.form.v_top);
@@ -60,18 +78,23 @@ void prepare(const AttentionCall& call, const AttentionSizes& sizes, int64_t ind
   const float* v_zero = call.v_zero + head * width;
   std::memset(into.values, 0, static_cast<size_t>(sizes.value_bytes));
   for (int64_t c = 0; c < sizes.channels; ++c) into.value_sums[c] = 0;
-  for (int64_t s = 0; s < keys; ++s) {
-    int8_t* row = into.values + s / 4 * sizes.channels * 4 + s % 4;
+  for (int64_t s = 0; s < keys; s += 4) {
+    int8_t codes[4][MOST_CHANNELS];
+    for (int64_t i = 0; i < 4; ++i) {
+      if (s + i < keys) {
+        const bool whole = value_codes(v + (s + i) * width, width, v_scale, v_zero, v_top, offset,
+                                       codes[i], into.value_sums);
+        if (!whole) into.key_scales[s + i] = NAN;  // what is not a number must not become one
+      } else {
+        std::memset(codes[i], 0, static_cast<size_t>(width));
+      }
+    }
+    int8_t* to = into.values + s * sizes.channels;
     for (int64_t c = 0; c < width; ++c) {
-      const float x = v[s * width + c] / v_scale[c];
-      // round first: that is the order of the graphs, and a zero is a whole number
-      float code = (x + 12582912.0f) - 12582912.0f + v_zero[c];
-      code = code > 0.0f ? code : 0.0f;
-      code = code < v_top ? code : v_top;
-      const int whole = static_cast<int>(code) - offset;
-      row[c * 4] = static_cast<int8_t>(whole);
-      into.value_sums[c] += whole;
-      if (x != x) into.key_scales[s] = x;  // what is not a number must not become one
+      to[c * 4] = codes[0][c];
+      to[c * 4 + 1] = codes[1][c];
+      to[c * 4 + 2] = codes[2][c];
+      to[c * 4 + 3] = codes[3][c];
     }
   }
 }
@@ -131,42 +154,69 @@ struct Softmax {
   float alive;  // 0, or not a number
 };
 
+// Loops run over sixteen lanes side by side, which is what lets a compiler make vectors of maxima and
+// sums without leave to reorder them.
 inline Softmax softmax(float* scores, int64_t panel_stride, const bool* visible, int64_t keys,
                        float factor, int top, uint8_t* codes) {
-  float most = -FLT_MAX;
-  for (int64_t first = 0, panel = 0; first < keys; first += PANEL, ++panel) {
+  constexpr int SIDE = 16;
+  constexpr int32_t LOWEST = static_cast<int32_t>(0xff7fffffu);  // the bits of -FLT_MAX
+  const int64_t panels = (keys + PANEL - 1) / PANEL;
+  float most[SIDE], totals[SIDE];
+  for (int lane = 0; lane < SIDE; ++lane) {
+    most[lane] = -FLT_MAX;
+    totals[lane] = 0.0f;
+  }
+  for (int64_t panel = 0; panel < panels; ++panel) {
     float* x = scores + panel * panel_stride;
-    const int count = static_cast<int>(keys - first < PANEL ? keys - first : PANEL);
-    for (int n = 0; n < count; ++n) {
-      x[n] = visible[first + n] ? x[n] * factor : -FLT_MAX;
-      most = x[n] > most ? x[n] : most;
+    const int64_t first = panel * PANEL, left = keys - first;
+    const int count = static_cast<int>(left < PANEL ? left : PANEL);
+    uint8_t shown[PANEL] = {0};
+    std::memcpy(shown, visible + first, static_cast<size_t>(count));
+    for (int n = 0; n < PANEL; ++n) {
+      const int32_t keep = -static_cast<int32_t>(shown[n]);  // all bits or none
+      const float score = x[n] * factor;
+      int32_t bits;
+      std::memcpy(&bits, &score, 4);
+      bits = (bits & keep) | (LOWEST & ~keep);
+      std::memcpy(&x[n], &bits, 4);
+    }
+    for (int n = count; n < PANEL; ++n) x[n] = -INFINITY;  // no key: less than a hidden one
+    for (int n = 0; n < PANEL; n += SIDE) {
+      for (int lane = 0; lane < SIDE; ++lane) {
+        most[lane] = x[n + lane] > most[lane] ? x[n + lane] : most[lane];
+      }
     }
   }
-  float total = 0.0f;
-  for (int64_t first = 0, panel = 0; first < keys; first += PANEL, ++panel) {
+  float greatest = -FLT_MAX, total = 0.0f;
+  for (const float each : most) greatest = each > greatest ? each : greatest;
+  for (int64_t panel = 0; panel < panels; ++panel) {
     float* x = scores + panel * panel_stride;
-    const int count = static_cast<int>(keys - first < PANEL ? keys - first : PANEL);
-    float parts[16] = {0};  // sums side by side, so that they can be lanes
-    for (int n = 0; n < count; ++n) x[n] = exp_of_negative(x[n] - most);
-    for (int n = 0; n < count; ++n) parts[n % 16] += x[n];
-    for (const float part : parts) total += part;
+    for (int n = 0; n < PANEL; n += SIDE) {
+      for (int lane = 0; lane < SIDE; ++lane) {
+        const float e = exp_of_negative(x[n + lane] - greatest);
+        x[n + lane] = e;
+        totals[lane] += e;
+      }
+    }
+  }
+  for (const float each : totals) total += each;
+  const float scale = static_cast<float>(top) / total;
+  int32_t sums[SIDE] = {0};
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const float* x = scores + panel * panel_stride;
+    uint8_t* to = codes + panel * PANEL;
+    for (int n = 0; n < PANEL; n += SIDE) {
+      for (int lane = 0; lane < SIDE; ++lane) {
+        const float shifted = x[n + lane] * scale + 12582912.0f;
+        int32_t bits;
+        std::memcpy(&bits, &shifted, 4);
+        to[n + lane] = static_cast<uint8_t>(bits);
+        sums[lane] += bits & 0xff;
+      }
+    }
   }
   int32_t sum = 0;
-  const auto scale = static_cast<float>(top);
-  for (int64_t first = 0, panel = 0; first < keys; first += PANEL, ++panel) {
-    const float* x = scores + panel * panel_stride;
-    const int count = static_cast<int>(keys - first < PANEL ? keys - first : PANEL);
-    for (int n = 0; n < count; ++n) {
-      const float p = x[n] / total * scale;
-      const float shifted = (p > 0.0f ? p : 0.0f) + 12582912.0f;
-      int32_t bits;
-      std::memcpy(&bits, &shifted, 4);
-      const int32_t code = bits - 0x4b400000;
-      codes[first + n] = static_cast<uint8_t>(code);
-      sum += code;
-    }
-  }
-  for (int64_t s = keys; s % 4 != 0; ++s) codes[s] = 0;
+  for (const int32_t each : sums) sum += each;
   return {sum, total - total};
 }
 
@@ -175,7 +225,7 @@ void attend(const AttentionCall& call, const AttentionSizes& sizes, int64_t sequ
             int64_t first, int64_t last, const HeadKeys& from, uint8_t* scratch) {
   const auto& form = call.form;
   const int rows = static_cast<int>(last - first);
-  const int64_t width = form.width, row_codes = sizes.quads * 4, stride = int64_t{rows} * PANEL;
+  const int64_t width = form.width, row_codes = sizes.panels * PANEL, stride = int64_t{rows} * PANEL;
   auto* scores = reinterpret_cast<float*>(scratch);
   auto* sums_of_values = reinterpret_cast<int32_t*>(scores + sizes.panels * stride);
   auto* probabilities = reinterpret_cast<uint8_t*>(sums_of_values + MOST_ROWS * sizes.channels);

@@ -39,7 +39,7 @@ AttentionSizes::AttentionSizes(const AttentionCall& call) {
   bytes = up(key_bytes + panels * PANEL * 4 + value_bytes + channels * 4, 64);
   const int64_t fit = panels ? SCORES / (panels * PANEL) : SCORES;
   rows = std::clamp<int64_t>(fit / 6 * 6, 6, MOST_ROWS);
-  scratch = 4 * (rows * panels * PANEL + MOST_ROWS * channels) + rows * quads * 4;
+  scratch = 4 * (rows * panels * PANEL + MOST_ROWS * channels) + rows * panels * PANEL;
 }
 
 HeadKeys head_keys(const AttentionSizes& sizes, uint8_t* workspace, int64_t index) {

@@ -151,20 +151,29 @@ void unpack(const uint8_t* from, int padded, uint8_t* into) {
   }
 }
 
+// a * b + c, rounded once where the machine can.
+inline float times_plus(float a, float b, float c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // exp(x) for x <= 0 within 2 units in the last place; below -87 it is 0.
 // 2^f on [-1/2, 1/2] by its Taylor polynomial of degree 7 (remainder below 2^-27 relative).
 inline float exp_of_negative(float x) {
   const float limited = x > -87.0f ? x : -87.0f;  // not-a-number too
-  const float whole = (limited * 1.44269504f + 12582912.0f) - 12582912.0f;
-  const float f = (limited - whole * 0.693145752f) - whole * 1.42860677e-6f;
+  const float whole = times_plus(limited, 1.44269504f, 12582912.0f) - 12582912.0f;
+  const float f = times_plus(whole, -1.42860677e-6f, times_plus(whole, -0.693145752f, limited));
   float p = 1.98412698e-4f;
-  p = p * f + 1.38888889e-3f;
-  p = p * f + 8.33333333e-3f;
-  p = p * f + 4.16666667e-2f;
-  p = p * f + 1.66666667e-1f;
-  p = p * f + 0.5f;
-  p = p * f + 1.0f;
-  p = p * f + 1.0f;
+  p = times_plus(p, f, 1.38888889e-3f);
+  p = times_plus(p, f, 8.33333333e-3f);
+  p = times_plus(p, f, 4.16666667e-2f);
+  p = times_plus(p, f, 1.66666667e-1f);
+  p = times_plus(p, f, 0.5f);
+  p = times_plus(p, f, 1.0f);
+  p = times_plus(p, f, 1.0f);
   const int32_t power = (static_cast<int32_t>(whole) + 127) << 23;
   float scale;
   std::memcpy(&scale, &power, 4);

@@ -132,3 +132,54 @@ def test_agrees_with_the_reference(
     # and flips are rare: nearly all outputs are within rounding of fp32
     near = np.abs(y - want) <= 1e-4 * np.abs(want).max()
     assert near.mean() > 0.95
+
+
+def run(library: Path | None, x: dict[str, np.ndarray], threads: int = 1) -> np.ndarray:
+    """y for 4 heads of 16 channels, two of them sharing keys and values."""
+    found: np.ndarray = session(model(4, 2, 16, AttentionTops()), library, threads).run(None, x)[0]
+    return found
+
+
+def test_threads_change_nothing(library: Path | None) -> None:
+    x = feeds(1, 2, 70, 90, 4, 2, 16, AttentionTops())
+    alone = run(library, x)
+    assert (run(library, x, 2) == alone).all() and (run(library, x, 8) == alone).all()
+
+
+def test_what_is_hidden_does_not_count(library: Path | None) -> None:
+    """Keys and values that nobody sees may hold anything finite; outputs stay, bit by bit."""
+    x = feeds(2, 1, 9, 40, 4, 2, 16, AttentionTops())
+    x["visible"][..., 30:] = False
+    x["common"][:, 30:] = False
+    before = run(library, x)
+    x["k"][:, :, 30:] = 1e4
+    x["v"][:, :, 30:] = -1e4
+    assert (run(library, x) == before).all()
+
+
+def test_a_query_that_sees_nothing_takes_the_mean(library: Path | None) -> None:
+    """As a softmax of equal scores does: such rows are padding, and stay finite."""
+    x = feeds(3, 1, 5, 12, 4, 2, 16, AttentionTops())
+    x["visible"][:, :, 2] = False
+    y = run(library, x)
+    want, bound = expected(x, 4, AttentionTops())
+    assert (np.abs(y - want) <= bound).all()
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_what_is_not_a_number_stays_visible(library: Path | None, name: str) -> None:
+    x = feeds(4, 1, 5, 12, 4, 2, 16, AttentionTops())
+    x[name][0, 1, 1] = np.nan
+    assert np.isnan(run(library, x)).any()
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    x = feeds(5, 1, 5, 12, 4, 2, 16, AttentionTops())
+    x["visible"] = x["visible"][..., :-1]
+    with pytest.raises(Exception, match="masks do not fit"):
+        run(prebuild(), x)
+
+
+def test_no_queries_at_all() -> None:
+    """Of kernels alone: ONNX Runtime's Reshape cannot tell shapes apart then."""
+    assert run(prebuild(), feeds(6, 1, 0, 12, 4, 2, 16, AttentionTops())).shape == (1, 0, 64)
