@@ -22,12 +22,12 @@ from tools.tables import render
 REST = 150e6  # bytes beside weights and cache
 
 
-def budget(folder: Path, preset: Preset, canvas: int) -> float:
-    """Bytes that a bundle may take while it runs."""
+def budget(folder: Path, preset: Preset, kept: int, embed_bits: int) -> float:
+    """Bytes that a bundle may take while it runs, with keys and values of `kept` positions."""
     shape, stored = preset.shape, (folder / "graphs" / "weights.bin").stat().st_size
     table = shape.vocab * shape.width
-    embedding = 2 * table  # fp16 in the file; the budget has it in 8 bits, as the head is
-    keys_values = 2 * 4 * shape.layers * shape.width * canvas
+    embedding = embed_bits // 8 * table  # in the file; the budget has it in 8 bits
+    keys_values = 2 * 4 * shape.layers * shape.width * kept
     return stored - embedding + table + keys_values + REST
 
 
@@ -66,9 +66,8 @@ def _row(
     command = [sys.executable, str(bundle / "decode.py"), "--ids", ids, "--no-stream",
                "--no-early-stop", "--cache", cache, *settings.split()]  # fmt: skip
     seen = watch(command)
-    allowed = budget(bundle, model, prompt + gen_length)
-    if embed_bits == 8:
-        allowed += model.shape.vocab * model.shape.width  # the file holds it in 8 bits already
+    kept = 0 if cache == "none" else prompt + gen_length
+    allowed = budget(bundle, model, kept, embed_bits)
     return {
         "bundle": bundle.name.removesuffix(f"-{embed_bits}"),
         "embedding": f"{embed_bits} bits",
