@@ -78,7 +78,10 @@ def build(
         Literal["reductions", "logits"], typer.Option(help="logits: graphs return them too.")
     ] = "reductions",
     accuracy_level: Annotated[
-        int, typer.Option(min=0, max=4, help="MatMulNBits: 0 float activations, 4 8-bit (faster).")
+        int,
+        typer.Option(
+            min=0, max=4, help="Float activations: 0 as they are, 4 to 8 bits a group (faster)."
+        ),
     ] = 0,
     operators: Annotated[
         bool, typer.Option(help="Use operators of our own where the target has kernels for them.")
