@@ -217,7 +217,7 @@ inline Softmax softmax(float* scores, int64_t panel_stride, const bool* visible,
   }
   int32_t sum = 0;
   for (const int32_t each : sums) sum += each;
-  return {sum, scale * 0.0f};  // no number either where all scores are minus infinity
+  return {sum, total - total};
 }
 
 template <class V>

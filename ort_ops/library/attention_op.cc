@@ -17,6 +17,8 @@ using dqx::MOST_CHANNELS;
 using dqx::Tensor;
 using dqx::tensor;
 
+constexpr int BOOL = 9;  // ONNX's number of the type of elements
+
 struct AttentionOp : ort::CustomOp {
   const char* name_;
   size_t inputs_;
@@ -91,6 +93,10 @@ void AttentionNode::compute(ort::Context* context) const {
     const ort::Value* value = nullptr;
     check(api.input(context, i, &value));
     inputs[i] = tensor(api, value);
+    const bool mask = i == 3 || i == 4;
+    if (inputs[i].type != (mask ? BOOL : ort::FLOAT)) {
+      fail(api, "dqexport: attention takes fp32, and bool as masks");
+    }
   }
   const Tensor &q = inputs[0], &k = inputs[1], &v = inputs[2], &visible = inputs[3];
   if (q.shape.size() != 3 || k.shape.size() != 4 || v.shape != k.shape) {
