@@ -155,14 +155,18 @@ def _decode(context: typer.Context, bundle: Path, first: list[str]) -> None:
 
 
 @app.command()
-def verify(bundle: BundleFolder, as_json: Json = False) -> None:
+def verify(
+    bundle: BundleFolder,
+    operators: Annotated[bool, typer.Option(help="Use the bundle's own, or standard ones.")] = True,
+    as_json: Json = False,
+) -> None:
     """Check every byte of a bundle and run its gate again."""
     from dataclasses import asdict
 
     from exporter.progress import TerminalProgress
     from exporter.verify import verify as check
 
-    verdict = check(bundle, TerminalProgress())
+    verdict = check(bundle, TerminalProgress(), operators)
     if as_json:
         gate = verdict.gate and verdict.gate.model_dump()
         print(json.dumps({**asdict(verdict), "gate": gate, "sound": verdict.sound}, indent=2))
