@@ -4,7 +4,7 @@
 
 * q fp32 (B, Q, H · K), with positions applied; k, v fp32 (B, kv heads, S, K);
 * visible bool (B, 1, Q, S): who sees whom; common bool (B, S): keys that every query sees;
-* v_scale > 0, v_zero whole: fp32, kv heads · K of them in this order, any shape that broadcasts to
+* v_scale > 0, v_zero whole, from 0 to v_top: fp32, kv heads · K of them in this order, any shape that broadcasts to
   (B, kv heads, 1, S, K);
 * y fp32 (B, Q, H · K).
 

@@ -1,7 +1,6 @@
 """Graphs with our attention and their standard form, call by call, over caches of eight bits."""
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,9 +9,8 @@ import pytest
 from exporter.build import BuildOptions, build
 from exporter.checkpoint import open_checkpoint
 from exporter.decoding import DecodeOptions
-from exporter.float_session import FloatSession
+from exporter.float_session import FloatModel, FloatSession
 from exporter.kv_cache import FloatCache
-from exporter.model import FloatModel
 from exporter.quant_options import QuantOptions
 from exporter.runtime.bundle import Bundle, read_bundle
 from exporter.runtime.loop import generate
@@ -39,6 +37,15 @@ class Caches:
     exact: FloatCache
 
 
+def leave_something(cache: OrtCache) -> None:
+    """Codes of all sizes, and scales such that they are larger than any real key."""
+    rng = np.random.default_rng(0)
+    for buffer in cache.buffers.values():
+        old = buffer.numpy()
+        left = rng.integers(-127, 128, old.shape) if old.dtype == np.int8 else 7.0
+        buffer.update_inplace(np.full_like(old, left))
+
+
 @dataclass
 class Three:
     """A `Session` that answers as our operators do, and asks both other models the same."""
@@ -52,13 +59,8 @@ class Three:
         """Longer ones than asked for, full of what an earlier prompt might have left there."""
         size = rows, length + SPARE
         made = self.ours.new_cache(*size), self.standard.new_cache(*size)
-        for name in made[0].buffers:
-            rng = np.random.default_rng(0)
-            for one in made:
-                old = one.buffers[name].numpy()
-                left = rng.integers(-100, 100, old.shape) if old.dtype.kind == "i" else 7.0
-                one.buffers[name].update_inplace(np.full_like(old, left))
-                rng = np.random.default_rng(0)
+        for cache in made:
+            leave_something(cache)
         return Caches(rows, length, *made, self.exact.new_cache(*size))
 
     def forward(
@@ -131,12 +133,12 @@ def test_a_longer_cache_of_eight_bits_decodes_as_the_standard_form(bundle: Bundl
     generate(three, bundle.model, bundle.decode, canvas, prompt_length, key_mask)
     assert (canvas != bundle.model.mask_id).all()
 
-    l1, wanted, floats = three.asked("l1")
-    rounding, apart = np.abs(wanted - floats).max(), np.abs(l1 - wanted)
-    assert apart.max() <= rounding
-    assert (apart <= rounding / 100).mean() >= 0.7
-    margin = wanted - three.asked("l2")[1]
-    ids = three.asked("id1")
-    assert (margin > 2 * apart.max()).mean() > 0.5
-    assert np.array_equal(ids[0][margin > 2 * apart.max()], ids[1][margin > 2 * apart.max()])
-    print(rounding, apart.max(), (apart <= rounding / 100).mean(), (margin > 2 * apart.max()).mean())
+    found, wanted, floats = three.asked("l1")
+    rounding, apart = np.abs(wanted - floats).max(), np.abs(found - wanted)
+    same = apart <= rounding / 100  # fp32's are a thousandth; flips found were above a fiftieth
+    assert same.mean() >= 0.7 and apart.max() <= rounding
+    # tokens, as far as the best two logits are further apart than both may have moved
+    sure = wanted - three.asked("l2")[1] > 2 * np.where(same, rounding / 100, rounding)
+    tokens, standard_tokens, _ = three.asked("id1")
+    assert sure.mean() >= 0.7
+    assert np.array_equal(tokens[sure], standard_tokens[sure])

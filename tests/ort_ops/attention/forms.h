@@ -64,7 +64,7 @@ void random_sizes(Random& random, AttentionCall& call) {
   form.p_top = static_cast<int>(random.of({7, 15, 127, 255}));
 }
 
-// Who sees whom: everybody, most, or hardly anybody; keys that nobody sees, queries that see nothing.
+// Who sees whom: everybody, most, or hardly anybody; unseen keys, queries that see nothing.
 // `common` need not be what all queries see: the operator takes it as it comes.
 void random_masks(Random& random, Case& c) {
   const AttentionCall& call = c.call;
@@ -86,8 +86,14 @@ void random_masks(Random& random, Case& c) {
   }
 }
 
+// Between -1 and 1 in steps of half a code.
+float halves(Random& random, int top) {
+  return static_cast<float>(random.in(-2 * top, 2 * top)) / static_cast<float>(2 * top);
+}
+
 // Vectors of all sizes, zero, and, as far as the mean key leaves them there, between two codes.
-std::vector<float> random_vectors(Random& random, int64_t count, int64_t width, float size, int top) {
+std::vector<float> random_vectors(Random& random, int64_t count, int64_t width, float size,
+                                  int top) {
   std::vector<float> x(static_cast<size_t>(count * width));
   for (int64_t i = 0; i < count; ++i) {
     const int64_t kind = random.in(0, 7);
@@ -95,7 +101,7 @@ std::vector<float> random_vectors(Random& random, int64_t count, int64_t width, 
     for (int64_t n = 0; n < width; ++n) {
       float& value = x[static_cast<size_t>(i * width + n)];
       if (kind == 0) value = 0;
-      else if (kind == 1) value = size * static_cast<float>(random.in(-2 * top, 2 * top)) / (2 * top);
+      else if (kind == 1) value = size * halves(random, top);
       else value = own * static_cast<float>(random.real(-1, 1));
     }
   }
