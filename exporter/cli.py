@@ -84,6 +84,13 @@ def build(
         bool, typer.Option(help="Use operators of our own where the target has kernels for them.")
     ] = True,
     device: Annotated[str, typer.Option(help="Of calibration: cpu or cuda.")] = "cpu",
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="Graph to build an engine of, may be repeated; default: as needed."),
+    ] = None,
+    engine_batch: Annotated[
+        int, typer.Option(min=1, help="Sequences that an engine takes at once, at most.")
+    ] = 1,
     work: Annotated[Path | None, typer.Option(help="Keep and share finished stages here.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
     as_json: Json = False,
@@ -110,6 +117,8 @@ def build(
         accuracy_level=accuracy_level,
         operators=operators,
         device=device,
+        engines=tuple(engine) if engine else None,
+        engine_batch=engine_batch,
         work=work,
         force=force,
     )

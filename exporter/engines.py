@@ -1,0 +1,76 @@
+"""The stage `engine`: builds the engines of a draft, in a process of their own.
+
+Where a runtime takes engines that were built elsewhere they are built here, without a GPU. Builder
+and weights take memory that torch has no use for any more, and a parser that ends its process does
+not end the build.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata, resources
+from importlib.util import find_spec
+from pathlib import Path
+
+from exporter.device.build_engine import MODULES, RECORD
+from exporter.errors import UserError
+from exporter.manifest import BuiltEngine, Engines
+from exporter.progress import Progress
+from targets import Target
+
+BUILDER = "build_engine.py"  # in a bundle, for engines of other graphs
+EXTRA = "rtx"
+
+
+def check_builder(target: Target) -> None:
+    """Raises UserError where engines are to be built here and what builds them is missing."""
+    if target.engine_built != "ahead-of-time" or find_spec(MODULES[target.runtime]) is not None:
+        return
+    raise UserError(
+        f"Engines for `{target.name}` are built here, and the module `{MODULES[target.runtime]}` "
+        "(TensorRT for RTX) is not installed",
+        f"No GPU is needed: pip install {' '.join(requirements())}",
+    )
+
+
+def requirements() -> list[str]:
+    """The packages of the extra, with their versions, as pip takes them."""
+    stated = metadata.requires("dqexport") or []
+    return [
+        line.partition(";")[0].strip().replace(" ", "")
+        for line in stated
+        if f"extra == '{EXTRA}'" in line.replace('"', "'")
+    ]
+
+
+def copy_builder(draft: Path) -> None:
+    """build_engine.py, byte for byte."""
+    source = resources.files("exporter.device").joinpath(BUILDER)
+    (draft / BUILDER).write_bytes(source.read_bytes())
+
+
+def build_engines(
+    draft: Path, engines: Engines, graphs: Sequence[str] | None, progress: Progress
+) -> Engines:
+    """Build engines of `graphs` (None: those of the defaults) below `draft`; what was built.
+
+    `draft` must hold its manifest. Raises UserError with what parser or builder refused.
+    """
+    count = len(graphs) if graphs else sum(plan.default for plan in engines.plans)
+    command = [sys.executable, "-I", "-B", str(draft / BUILDER)]
+    command += [part for name in graphs or () for part in ("--graph", name)]
+    with progress.stage("engine", count) as step:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        assert child.stderr is not None
+        for _ in child.stdout:
+            step()
+        said = child.stderr.read().strip()
+        if child.wait():
+            raise UserError(
+                f"Building an engine failed: {said.removeprefix('error: ') or child.returncode}",
+                "Try another recipe, or --target cuda, which runs the graphs as they are",
+            )
+    records = json.loads((draft / RECORD).read_text(encoding="utf-8"))
+    return engines.model_copy(update={"built": [BuiltEngine(**record) for record in records]})
