@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import metadata, resources
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from exporter.device.build_engine import MODULES, RECORD
 from exporter.errors import UserError
@@ -60,17 +61,18 @@ def build_engines(
     count = len(graphs) if graphs else sum(plan.default for plan in engines.plans)
     command = [sys.executable, "-I", "-B", str(draft / BUILDER)]
     command += [part for name in graphs or () for part in ("--graph", name)]
-    with progress.stage("engine", count) as step:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert child.stdout is not None
-        assert child.stderr is not None
-        for _ in child.stdout:
-            step()
-        said = child.stderr.read().strip()
-        if child.wait():
+    with progress.stage("engine", count) as step, TemporaryFile("w+") as errors:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as child:
+            assert child.stdout is not None
+            for _ in child.stdout:  # a line an engine
+                step()
+        if child.returncode:
+            errors.seek(0)
+            said = errors.read().strip().removeprefix("error: ")
             raise UserError(
-                f"Building an engine failed: {said.removeprefix('error: ') or child.returncode}",
+                f"Building an engine failed: {said or f'exit code {child.returncode}'}",
                 "Try another recipe, or --target cuda, which runs the graphs as they are",
             )
     records = json.loads((draft / RECORD).read_text(encoding="utf-8"))
+    (draft / RECORD).unlink()  # the manifest tells; on a device it lists what is built there
     return engines.model_copy(update={"built": [BuiltEngine(**record) for record in records]})

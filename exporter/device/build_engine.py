@@ -6,7 +6,7 @@
 What is built stands in manifest.json under `engines`: for each graph the shapes of its inputs, one
 optimization profile a range of canvas lengths. An engine is good for one version of the runtime,
 for the GPUs that it was built for and for the graph that it was made of; all of that is written to
-engines/engines.json beside it.
+engines/engines.json beside it. Engines that the bundle came with stand in its manifest instead.
 """
 
 from __future__ import annotations
