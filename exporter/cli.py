@@ -186,6 +186,28 @@ def verify(bundle: BundleFolder, as_json: Json = False) -> None:
 
 
 @app.command()
+def engine(
+    bundle: BundleFolder,
+    graph: Annotated[
+        list[str] | None,
+        typer.Option(help="Of which graph, may be repeated; default: those the defaults need."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Build engines of a bundle, as its build_engine.py does."""
+    from exporter.engines import build_in_place
+    from exporter.progress import TerminalProgress
+    from exporter.verify import read_manifest
+
+    built = build_in_place(bundle, read_manifest(bundle), graph, TerminalProgress())
+    if as_json:
+        print(json.dumps([one.model_dump() for one in built], indent=2))
+        return
+    for one in built:
+        print(bundle / one.path)
+
+
+@app.command()
 def inspect(bundle: BundleFolder, as_json: Json = False) -> None:
     """Show what a bundle is: model, passes, graphs, gate, sizes."""
     from exporter.inspect import describe

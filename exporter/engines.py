@@ -16,7 +16,7 @@ from tempfile import TemporaryFile
 
 from exporter.device.build_engine import MODULES, RECORD
 from exporter.errors import UserError
-from exporter.manifest import BuiltEngine, Engines
+from exporter.manifest import BuiltEngine, Engines, Manifest
 from exporter.progress import Progress
 from targets import Target
 
@@ -26,13 +26,18 @@ EXTRA = "rtx"
 
 def check_builder(target: Target) -> None:
     """Raises UserError where engines are to be built here and what builds them is missing."""
-    if target.engine_built != "ahead-of-time" or find_spec(MODULES[target.runtime]) is not None:
-        return
-    raise UserError(
-        f"Engines for `{target.name}` are built here, and the module `{MODULES[target.runtime]}` "
-        "(TensorRT for RTX) is not installed",
-        f"No GPU is needed: pip install {' '.join(requirements())}",
-    )
+    if target.engine_built == "ahead-of-time":
+        check_module(target.runtime)
+
+
+def check_module(runtime: str) -> None:
+    """Raises UserError where the module that builds engines of a runtime is missing."""
+    module = MODULES[runtime]
+    if find_spec(module) is None:
+        raise UserError(
+            f"The module `{module}` (TensorRT for RTX), which builds engines, is not installed",
+            f"No GPU is needed: pip install {' '.join(requirements())}",
+        )
 
 
 def requirements() -> list[str]:
@@ -58,8 +63,47 @@ def build_engines(
 
     `draft` must hold its manifest. Raises UserError with what parser or builder refused.
     """
+    built = _run(draft, engines, graphs, progress)
+    (draft / RECORD).unlink()  # the manifest tells; on a device it lists what is built there
+    return engines.model_copy(update={"built": built})
+
+
+def build_in_place(
+    bundle: Path, manifest: Manifest, graphs: Sequence[str] | None, progress: Progress
+) -> list[BuiltEngine]:
+    """Build engines of a finished bundle; all that were built in it so, these among them.
+
+    Engines that the bundle came with are sealed, and not built again: UserError.
+    """
+    engines = manifest.engines
+    if engines is None:
+        raise UserError(
+            f"`{bundle}` is made for `{manifest.target}`, whose runtime has no engines",
+            "Build it for a target that has some: `dqexport targets`",
+        )
+    known = [plan.graph for plan in engines.plans]
+    wanted = graphs or [plan.graph for plan in engines.plans if plan.default]
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"There is no graph `{name}`", f"There are {', '.join(known)}")
+    sealed = {one.graph: one for one in engines.built}
+    for name in wanted:
+        if name in sealed:
+            raise UserError(
+                f"`{bundle}` holds the engine of `{name}`, built by {sealed[name].version}",
+                "Name another with --graph, or build the bundle again with --force",
+            )
+    check_module(engines.runtime)
+    return _run(bundle, engines, wanted, progress)
+
+
+def _run(
+    folder: Path, engines: Engines, graphs: Sequence[str] | None, progress: Progress
+) -> list[BuiltEngine]:
+    """build_engine.py of the folder, in its own process; what engines.json lists afterwards."""
     count = len(graphs) if graphs else sum(plan.default for plan in engines.plans)
-    command = [sys.executable, "-I", "-B", str(draft / BUILDER)]
+    builder = resources.files("exporter.device").joinpath(BUILDER)  # the bundle has a copy
+    command = [sys.executable, "-I", "-B", str(builder), str(folder)]
     command += [part for name in graphs or () for part in ("--graph", name)]
     with progress.stage("engine", count) as step, TemporaryFile("w+") as errors:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as child:
@@ -73,6 +117,5 @@ def build_engines(
                 f"Building an engine failed: {said or f'exit code {child.returncode}'}",
                 "Try another recipe, or --target cuda, which runs the graphs as they are",
             )
-    records = json.loads((draft / RECORD).read_text(encoding="utf-8"))
-    (draft / RECORD).unlink()  # the manifest tells; on a device it lists what is built there
-    return engines.model_copy(update={"built": [BuiltEngine(**record) for record in records]})
+    records = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return [BuiltEngine(**record) for record in records]

@@ -68,6 +68,26 @@ def build_engines(
     return records
 
 
+def why_refused(
+    record: dict[str, Any], runtime: str, version: str, sm: int, graph_sha256: str,
+    weights_sha256: str,
+) -> str | None:  # fmt: skip
+    """Why the engine of a record is not to be loaded here; None: it may be.
+
+    `sm` is the GPU at hand; digests are those of the graph and the weights as they are now.
+    """
+    made = f"{record['path']} was built"
+    if (record["runtime"], record["version"]) != (runtime, version):
+        return f"{made} by {record['runtime']} {record['version']}, here is {runtime} {version}"
+    if sm not in record["sm"]:
+        return f"{made} for SM {'/'.join(map(str, record['sm']))}, here is SM {sm}"
+    if record["graph_sha256"] != graph_sha256:
+        return f"{made} of another graph than graphs/{record['graph']}.onnx"
+    if record["weights_sha256"] != weights_sha256:
+        return f"{made} over other weights than graphs/weights.bin"
+    return None
+
+
 def choose(plans: Sequence[Plan], graphs: Sequence[str] | None) -> list[Plan]:
     """The plans of the named graphs; None: of those that the bundle's defaults need."""
     if graphs is None:

@@ -70,6 +70,12 @@ def test_without_tensorrt_a_build_for_it_says_what_to_install(tmp_path: Path) ->
     assert not (tmp_path / "b").exists()
 
 
+def test_engines_of_a_bundle_that_has_none_are_refused(quick_bundle: Path) -> None:
+    assert_refused(
+        dqexport("engine", quick_bundle), "`cpu`, whose runtime has no engines", "targets"
+    )
+
+
 def test_a_group_that_leaves_a_rest_is_refused_for_tensorrt(tmp_path: Path) -> None:
     argv = (GOLDEN / "sdar", "--target", "rtx-40", "--mask-id", "196", "-o", tmp_path / "b")
     outcome = dqexport("build", *argv)

@@ -5,6 +5,7 @@ for each with variable shapes, and 4-bit weights stay 4 bits wide in the engine.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import pytest
 from exporter import engines
 from exporter.build import BuildOptions, build
 from exporter.decoding import DecodeOptions
-from exporter.device.build_engine import EngineError, digest, serialized
+from exporter.device.build_engine import EngineError, digest, serialized, why_refused
 from exporter.engine_plans import plan_engines
 from exporter.errors import UserError
 from exporter.graph_kind import GraphKind, graph_kinds
@@ -31,6 +32,7 @@ from exporter.quant_options import QuantOptions
 from exporter.runtime.settings import Settings
 from exporter.verify import read_manifest, verify
 from ort_ops.int4 import dequantize_blocks, pack_int4
+from tests.commands import assert_refused, content, dqexport
 from tests.fixtures_lower import CANVAS, golden, lower
 
 pytestmark = pytest.mark.trt
@@ -139,6 +141,29 @@ def test_the_bundle_builds_another_engine_itself(bundles: Bundles, tmp_path: Pat
     assert done.stdout == "engines/full-sample.plan\n"
     (record,) = json.loads((tmp_path / "engines" / "engines.json").read_text())
     assert record["sha256"] == digest(tmp_path / "engines" / "full-sample.plan")
+
+
+def test_the_command_adds_an_engine_and_keeps_those_that_are_sealed(
+    bundles: Bundles, tmp_path: Path
+) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(bundles(None), folder)
+    sealed = content(folder)
+    outcome = dqexport("engine", folder, "--graph", "full-sample", "--json")
+    assert outcome.code == 0, outcome.err
+    (made,) = json.loads(outcome.out)
+    manifest = read_manifest(folder)
+    digests = {file.path: file.sha256 for file in manifest.files}
+    weights = digests["graphs/weights.bin"]
+    graph = digests["graphs/full-sample.onnx"]
+    assert why_refused(made, "tensorrt-rtx", made["version"], 89, graph, weights) is None
+    assert sealed.items() <= content(folder).items()
+    verdict = verify(folder, Progress())
+    assert verdict.sound == (manifest.gate is not None and manifest.gate.passed)
+    assert not verdict.unknown
+    again = dqexport("engine", folder)
+    assert_refused(again, "holds the engine of `full`", "--graph")
+    assert_refused(dqexport("engine", folder, "--graph", "half"), "`half`", "full-sample")
 
 
 @pytest.mark.parametrize("sm", [86, 120])

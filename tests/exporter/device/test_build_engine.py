@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from exporter.device import build_engine
-from exporter.device.build_engine import EngineError, choose, digest, shape_of
+from exporter.device.build_engine import EngineError, choose, digest, shape_of, why_refused
 
 FILE = Path(build_engine.__file__)
 PLANS = [
@@ -37,6 +37,34 @@ def test_defaults_or_what_is_named_in_that_order() -> None:
     assert [plan["graph"] for plan in choose(PLANS, named)] == named
     with pytest.raises(EngineError, match=r"'half'.* full, full-sample, cached"):
         choose(PLANS, ["half"])
+
+
+RECORD = {
+    "graph": "full", "path": "engines/full.plan", "sha256": "e", "graph_sha256": "g",
+    "weights_sha256": "w", "runtime": "tensorrt-rtx", "version": "1.7.1.116", "sm": [86, 89],
+}  # fmt: skip
+HERE = ("tensorrt-rtx", "1.7.1.116", 89, "g", "w")
+
+
+@pytest.mark.parametrize(
+    ("place", "other", "says"),
+    [
+        (0, "tensorrt", "by tensorrt-rtx 1.7.1.116, here is tensorrt 1.7.1.116"),
+        (1, "1.8.0.1", "by tensorrt-rtx 1.7.1.116, here is tensorrt-rtx 1.8.0.1"),
+        (2, 120, "for SM 86/89, here is SM 120"),
+        (3, "h", "another graph than graphs/full.onnx"),
+        (4, "h", "other weights than graphs/weights.bin"),
+    ],
+)
+def test_an_engine_of_something_else_is_refused_with_the_reason(
+    place: int, other: object, says: str
+) -> None:
+    assert why_refused(RECORD, *HERE) is None
+    here = [*HERE]
+    here[place] = other
+    reason = why_refused(RECORD, *here)  # type: ignore[arg-type]
+    assert reason is not None
+    assert reason.startswith("engines/full.plan was built ") and says in reason
 
 
 @dataclass(frozen=True)
