@@ -78,7 +78,10 @@ def build(
         Literal["reductions", "logits"], typer.Option(help="logits: graphs return them too.")
     ] = "reductions",
     accuracy_level: Annotated[
-        int, typer.Option(min=0, max=4, help="MatMulNBits: 0 float activations, 4 8-bit (faster).")
+        int,
+        typer.Option(
+            min=0, max=4, help="Float activations: 0 as they are, 4 to 8 bits a group (faster)."
+        ),
     ] = 0,
     operators: Annotated[
         bool, typer.Option(help="Use operators of our own where the target has kernels for them.")
@@ -161,14 +164,18 @@ def _decode(context: typer.Context, bundle: Path, first: list[str]) -> None:
 
 
 @app.command()
-def verify(bundle: BundleFolder, as_json: Json = False) -> None:
+def verify(
+    bundle: BundleFolder,
+    operators: Annotated[bool, typer.Option(help="Use the bundle's own, or standard ones.")] = True,
+    as_json: Json = False,
+) -> None:
     """Check every byte of a bundle and run its gate again."""
     from dataclasses import asdict
 
     from exporter.progress import TerminalProgress
     from exporter.verify import verify as check
 
-    verdict = check(bundle, TerminalProgress())
+    verdict = check(bundle, TerminalProgress(), operators)
     if as_json:
         gate = verdict.gate and verdict.gate.model_dump()
         print(json.dumps({**asdict(verdict), "gate": gate, "sound": verdict.sound}, indent=2))

@@ -20,7 +20,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,28 +40,34 @@ from exporter.trajectory import BINS, Reference
 
 
 def measure(
-    bundle: Path, reference: Reference, settings: Settings, limits: Limits, progress: Progress
+    bundle: Path,
+    reference: Reference,
+    settings: Settings,
+    limits: Limits,
+    progress: Progress,
+    operators: bool = True,
 ) -> GateResult:
     """Run the bundle in `bundle` and compare. Only `passed` depends on `limits`.
 
-    Where this machine lacks the bundle's execution provider the CPU runs the same graphs.
+    Where this machine lacks the bundle's execution provider the CPU runs the same graphs; without
+    `operators` the standard ones run in the place of the bundle's own.
     """
-    provider = usable_provider(read_bundle(bundle).runtime.providers)
+    how = How(usable_provider(read_bundle(bundle).runtime.providers), operators)
     cached = _cached(read_bundle(bundle).decode.cache, settings)
     with progress.stage("gate", 2 if cached is None else 3) as step:
-        tokens, matches, divergence = _free_running(bundle, reference, settings, provider)
+        tokens, matches, divergence = _free_running(bundle, reference, settings, how)
         step()
         agreement = None
         if cached is not None:
-            agreement = _free_running(bundle, reference, cached, provider)[0]
+            agreement = _free_running(bundle, reference, cached, how)[0]
             step()
-        forced = _teacher_forced(bundle, provider)
+        forced = _teacher_forced(bundle, how)
         step()
     agrees, regret, kl = (forced[name] for name in ("agrees", "regret", "kl"))
     mean_regret, mean_kl = significant(float(regret.mean())), significant(float(kl.mean()))
     return GateResult(
         passed=mean_regret <= limits.regret and mean_kl <= limits.kl,
-        provider=provider,
+        provider=how.provider,
         prompts=len(reference.answer),
         tokens=settings.gen_length * len(reference.answer),
         token_agreement=tokens,
@@ -80,6 +86,19 @@ def measure(
     )
 
 
+@dataclass(frozen=True)
+class How:
+    """What runs a bundle's graphs."""
+
+    provider: str
+    operators: bool
+
+    @property
+    def options(self) -> list[str]:
+        """Options of decode.py, and of the process of `exporter.teacher_forcing`."""
+        return ["--provider", self.provider, *["--no-operators"] * (not self.operators)]
+
+
 def _cached(cache: str, settings: Settings) -> Settings | None:
     """`settings` with the bundle's cache, if that changes answers and the rule goes with it."""
     by_blocks = not settings.by_canvas and not settings.rule.shadowed
@@ -96,19 +115,19 @@ def usable_provider(providers: Sequence[str]) -> str:
 
 
 def _free_running(
-    bundle: Path, reference: Reference, settings: Settings, provider: str
+    bundle: Path, reference: Reference, settings: Settings, how: How
 ) -> tuple[float, float, float]:
     """Token agreement, exact match, and mean call of the first difference (share of the calls)."""
     start = reference.prompt_length
     answer = reference.answer[:, start : start + settings.gen_length]
-    results = _decode_with(bundle, reference, settings, provider)
+    results = _decode_with(bundle, reference, settings, how)
     same = np.array([result["new"] for result in results]) == answer
     firsts = reference.first_differences([result["trace"] for result in results])
     return float(same.mean()), float(same.all(1).mean()), float(np.mean(firsts))
 
 
 def _decode_with(
-    bundle: Path, reference: Reference, settings: Settings, provider: str
+    bundle: Path, reference: Reference, settings: Settings, how: How
 ) -> list[dict[str, Any]]:
     """What the bundle's own decode.py prints for the prompts of the reference."""
     real = reference.key_mask[:, : reference.prompt_length].astype(bool)
@@ -121,15 +140,15 @@ def _decode_with(
     count = len(prompts) if by_row else most
     results: list[dict[str, Any]] = []
     for start in range(0, len(prompts), count):
-        results += _run_loop(bundle, prompts[start : start + count], settings, provider)
+        results += _run_loop(bundle, prompts[start : start + count], settings, how)
     return results
 
 
 def _run_loop(
-    bundle: Path, prompts: Sequence[Ints], settings: Settings, provider: str
+    bundle: Path, prompts: Sequence[Ints], settings: Settings, how: How
 ) -> list[dict[str, Any]]:
     command = [sys.executable, "-I", "-B", str(bundle / "decode.py"), "--json", "--no-early-stop"]
-    command += ["--provider", provider, "--batch", str(len(prompts))]
+    command += [*how.options, "--batch", str(len(prompts))]
     for prompt in prompts:
         command += ["--ids", ",".join(map(str, prompt))]
     for option in ("sampler", "cache", "gen_length", "max_forwards", *settings.rule.reads):
@@ -146,13 +165,14 @@ def _run_loop(
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def _teacher_forced(bundle: Path, provider: str) -> dict[str, Any]:
+def _teacher_forced(bundle: Path, how: How) -> dict[str, Any]:
     """Agreement, regret and KL divergence, (N,) each, at the committed positions.
 
     In a process of its own, as the free-running part: beside torch the runtime would double the
     memory of a build.
     """
-    command = [sys.executable, "-P", "-B", "-m", "exporter.teacher_forcing", str(bundle), provider]
+    program = [sys.executable, "-P", "-B", "-m", "exporter.teacher_forcing"]
+    command = [*program, str(bundle), *how.options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(

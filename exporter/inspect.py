@@ -24,12 +24,19 @@ def describe(manifest: Manifest) -> str:
         f"blocks of {manifest.decode.block_length}",
         f"graphs      {', '.join(graph.name for graph in manifest.graphs)}",
         f"size        {size / 2**20:,.1f} MiB, of it weights {weights / 2**20:,.1f} MiB",
+        *operator_lines(manifest),
         *cache_lines(manifest),
         *engine_lines(manifest.engines),
         *(f"{'' if i else 'passes':12}{step}" for i, step in enumerate(passes)),
         *gate_lines(manifest.gate),
     ]
     return "\n".join(lines)
+
+
+def operator_lines(manifest: Manifest) -> list[str]:
+    """How many nodes of operators of our own a graph has, if any."""
+    found = [f"{count} {name}" for name, count in manifest.operators.items()]
+    return [f"operators   {', '.join(found)}"] if found else []
 
 
 def cache_lines(manifest: Manifest) -> list[str]:

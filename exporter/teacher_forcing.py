@@ -6,7 +6,7 @@ prints `agrees`, `regret` and `kl` of all committed positions as JSON; gate.py r
 """
 
 import json
-import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,12 +22,14 @@ TOKENS_AT_ONCE = 1024  # of the canvases that are fed together
 LOGITS_AT_ONCE = 1 << 21  # of one call of the bundle; about ten arrays of this size are alive
 
 
-def predict(bundle: Path, provider: str) -> tuple[Bools, Floats, Floats]:
+def predict(bundle: Path, provider: str, operators: bool = True) -> tuple[Bools, Floats, Floats]:
     """Agreement, regret and KL divergence, (N,) each, of a bundle with what it carries."""
     reference = Reference.load(bundle / "gate.safetensors")
     opened = read_bundle(bundle)
     cached = opened.decode.cache != "none"  # then these are the graphs that it decodes with
-    session = open_session(opened, guided=False, wanted=TOP, provider=provider, cached=cached)
+    session = open_session(
+        opened, guided=False, wanted=TOP, provider=provider, cached=cached, operators=operators
+    )
     return compare(session, opened.model, reference)
 
 
@@ -86,8 +88,13 @@ def rows_at_once(length: int, window: int, vocab: int) -> int:
 
 
 def main() -> None:
-    """Entry point of the process."""
-    agrees, regret, kl = predict(Path(sys.argv[1]), sys.argv[2])
+    """Entry point of the process: `BUNDLE --provider NAME [--no-operators]`."""
+    parser = ArgumentParser()
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--provider", required=True)
+    parser.add_argument("--no-operators", dest="operators", action="store_false")
+    args = parser.parse_args()
+    agrees, regret, kl = predict(args.bundle, args.provider, args.operators)
     found = {"agrees": agrees.tolist(), "regret": regret.tolist(), "kl": kl.tolist()}
     print(json.dumps(found))
 

@@ -48,8 +48,8 @@ def read_manifest(bundle: Path) -> Manifest:
         raise UserError(f"`{file}` is damaged: {first}", "Build the bundle again") from None
 
 
-def verify(bundle: Path, progress: Progress) -> Verdict:
-    """Re-hash every file and run the gate again on the recorded prompts."""
+def verify(bundle: Path, progress: Progress, operators: bool = True) -> Verdict:
+    """Re-hash every file and run the gate again on the recorded prompts; `operators`: its own."""
     damaged = check_seal(bundle)
     if damaged:
         return Verdict(1, damaged, [], None)
@@ -65,7 +65,7 @@ def verify(bundle: Path, progress: Progress) -> Verdict:
         reference = Reference.load(bundle / GATE)
         settings = comparable(Settings(**manifest.gated.model_dump()))
         limits = Limits(manifest.gate.largest_regret, manifest.gate.largest_kl)
-        gate = measure(bundle, reference, settings, limits, progress)
+        gate = measure(bundle, reference, settings, limits, progress, operators)
     return Verdict(len(manifest.files) + 2, damaged, _unknown(bundle, known), gate)
 
 

@@ -39,10 +39,9 @@ KINDS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 # GCC 12 takes the undefined lanes of its own intrinsics for uninitialized variables
-FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-uninitialized",
-         "-Wno-unknown-warning-option", "-Wno-maybe-uninitialized", "-fno-math-errno",
-         "-fno-trapping-math",
-         "-ffp-contract=off")  # fmt: skip
+FLAGS = ("-std=c++17", "-pthread", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
+         "-Wno-uninitialized", "-Wno-unknown-warning-option", "-Wno-maybe-uninitialized",
+         "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off")  # fmt: skip
 RELEASE = ("-O3",)
 EXPORTS = ("RegisterCustomOps", "dqx_kernel_name")
 

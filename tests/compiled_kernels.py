@@ -1,4 +1,4 @@
-"""The kernels of quantized linears, compiled with the harness that checks them."""
+"""The kernels of an operator, compiled with the harness that checks them."""
 
 import subprocess
 from collections.abc import Sequence
@@ -6,20 +6,28 @@ from pathlib import Path
 
 from ort_ops.build import compile_command, compile_units, library_units
 
-HARNESS = Path(__file__).parent / "ort_ops" / "linear_w4a8" / "harness.cc"
+TESTS = Path(__file__).parent / "ort_ops"
+CHOICE = "linear_w4a8/choose.cc"  # which kinds of machines this is; of use to all operators
 
 
-def compile_harness(into: Path, machine: str, flags: Sequence[str], cxx: str | None = None) -> Path:
-    """The program `harness SEED FORMS` in the folder `into`; objects of the kernels lie beside it.
+def compile_harness(
+    into: Path,
+    machine: str,
+    flags: Sequence[str],
+    cxx: str | None = None,
+    folder: str = "linear_w4a8",
+) -> Path:
+    """The program `harness SEED FORMS` in `into`; objects of the operator's kernels lie beside it.
 
-    No warning is let through.
+    `folder`: the operator's, below `ort_ops` and below its tests. No warning is let through.
     """
     command = compile_command((*flags, "-Werror"), cxx)
     units = library_units(machine)
-    linear = {name: own for name, own in units.items() if name.startswith("linear_w4a8/")}
-    objects = compile_units(command, linear, into)
+    used = {n: own for n, own in units.items() if n == CHOICE or n.startswith(f"{folder}/")}
+    objects = compile_units(command, used, into)
     program = into / "harness"
-    subprocess.run([*command, HARNESS, *objects, "-o", program], check=True)
+    harness = TESTS / folder / "harness.cc"
+    subprocess.run([*command, harness, *objects, "-o", program], check=True)
     return program
 
 

@@ -229,7 +229,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--accuracy-level",
         type=int,
         choices=range(5),
-        help="arithmetic of quantized products: 0 as the weights, 4 8-bit activations",
+        help="of quantized products by standard operators: 0 as the weights, 4 8-bit activations",
     )
     group.add_argument(
         "--no-operators",

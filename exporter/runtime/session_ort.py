@@ -15,6 +15,7 @@ from .bundle import Bundle, Graph
 from .errors import UserError
 from .operators import find_library
 from .session import Array, Bools, Cache, Ints, Reductions
+from .threads import fewer_cores
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -219,8 +220,9 @@ def _options(accuracy_level: int, threads: int | None) -> ort.SessionOptions:
     options.enable_cpu_mem_arena = False  # no slower here, and freed memory goes back
     # ONNX Runtime quantizes activations to 8 bits unless told otherwise
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    count = fewer_cores() if threads is None else threads
+    if count is not None:
+        options.intra_op_num_threads = count
     return options
 
 

@@ -64,7 +64,7 @@ void prepare(const AttentionCall& call, const AttentionSizes& sizes, int64_t ind
     for (int64_t c = 0; c < width; ++c) moved[c] = k[s * width + c] - mean[c];
     float scale = largest(moved, width) * step;
     scale = scale < LEAST_SCALE ? LEAST_SCALE : scale;
-    into.key_scales[s] = scale;
+    into.key_scales[s] = scale + (scale - scale);  // infinite ones too: -inf would hide the key
     int8_t codes[MOST_CHANNELS] = {0};
     codes_8(moved, width, scale, top, codes);
     uint8_t offset_codes[MOST_CHANNELS];
@@ -243,7 +243,7 @@ void attend(const AttentionCall& call, const AttentionSizes& sizes, int64_t sequ
     int8_t* into = codes + r * sizes.depth;
     for (int64_t c = width; c < sizes.depth; ++c) into[c] = 0;
     sums[r] = codes_8(q, width, scale, q_top, into);
-    factors[r] = scale * shrink;
+    factors[r] = scale * shrink + (scale - scale);  // likewise
   }
   Work t{};
   t.row = sizes.depth;

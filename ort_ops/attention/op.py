@@ -4,8 +4,8 @@
 
 * q fp32 (B, Q, H · K), with positions applied; k, v fp32 (B, kv heads, S, K);
 * visible bool (B, 1, Q, S): who sees whom; common bool (B, S): keys that every query sees;
-* v_scale > 0, v_zero whole: fp32, kv heads · K of them in this order, any shape that broadcasts to
-  (B, kv heads, 1, S, K);
+* v_scale > 0, v_zero whole, from 0 to v_top: fp32, kv heads · K of them in this order, any shape
+  that broadcasts to (B, kv heads, 1, S, K);
 * y fp32 (B, Q, H · K).
 
 Attributes: `heads`, `kv_heads`; `q_top`, `k_top` (7 or 127), `v_top`, `p_top` (15 or 255), the

@@ -1,5 +1,8 @@
 // Attention as an operator of ONNX Runtime. What it computes, and its inputs and attributes, stands in
 // ort_ops/attention/op.py.
+#include <atomic>
+#include <new>
+
 #include "attention/attention.h"
 #include "linear_w4a8/kernel.h"
 #include "node.h"
@@ -16,6 +19,8 @@ using dqx::fail;
 using dqx::MOST_CHANNELS;
 using dqx::Tensor;
 using dqx::tensor;
+
+constexpr int BOOL = 9;  // ONNX's number of the type of elements
 
 struct AttentionOp : ort::CustomOp {
   const char* name_;
@@ -63,6 +68,7 @@ struct Work {
   const AttentionSizes& sizes;
   uint8_t* workspace;
   int64_t blocks;  // of queries, for each head and sequence
+  std::atomic<bool> starved{false};  // a task had no memory: exceptions may not cross the runtime
 };
 
 void prepare(void* user, size_t number) {
@@ -72,7 +78,14 @@ void prepare(void* user, size_t number) {
 }
 
 void attend(void* user, size_t number) {
-  const Work& w = *static_cast<const Work*>(user);
+  Work& w = *static_cast<Work*>(user);
+  uint8_t* scratch = nullptr;
+  try {
+    scratch = dqx::workspace<dqx::Use::TASK>(static_cast<size_t>(w.sizes.scratch));
+  } catch (const std::bad_alloc&) {
+    w.starved = true;
+    return;
+  }
   const AttentionForm& form = w.call.form;
   const auto task = static_cast<int64_t>(number);
   const int64_t block = task % w.blocks, head = task / w.blocks % form.heads;
@@ -81,8 +94,7 @@ void attend(void* user, size_t number) {
   const int64_t first = w.call.queries * block / w.blocks;
   const int64_t last = w.call.queries * (block + 1) / w.blocks;
   w.node.kernel->attend(w.call, w.sizes, sequence, head, first, last,
-                        head_keys(w.sizes, w.workspace, kv_head),
-                        dqx::workspace<dqx::Use::TASK>(static_cast<size_t>(w.sizes.scratch)));
+                        head_keys(w.sizes, w.workspace, kv_head), scratch);
 }
 
 void AttentionNode::compute(ort::Context* context) const {
@@ -91,6 +103,10 @@ void AttentionNode::compute(ort::Context* context) const {
     const ort::Value* value = nullptr;
     check(api.input(context, i, &value));
     inputs[i] = tensor(api, value);
+    const bool mask = i == 3 || i == 4;
+    if (inputs[i].type != (mask ? BOOL : ort::FLOAT)) {
+      fail(api, "dqexport: attention takes fp32, and bool as masks");
+    }
   }
   const Tensor &q = inputs[0], &k = inputs[1], &v = inputs[2], &visible = inputs[3];
   if (q.shape.size() != 3 || k.shape.size() != 4 || v.shape != k.shape) {
@@ -135,6 +151,7 @@ void AttentionNode::compute(ort::Context* context) const {
   check(api.parallel_for(context, prepare, static_cast<size_t>(heads), &work));
   const int64_t tasks = call.batch * form.heads * work.blocks;
   check(api.parallel_for(context, attend, static_cast<size_t>(tasks), &work));
+  if (work.starved) fail(api, "dqexport: not enough memory for attention");
 }
 
 const AttentionOp OP = dqx::operator_of<AttentionOp, AttentionNode>("DqxAttention", 7);

@@ -158,11 +158,10 @@ def function_body(op: LinearOp) -> ir.Function:
     ]
     if op.channel:
         scale = _token_scale(body, x)
-        whole = body.op("Div", x, scale)
-        if op.activation_bits < 8:
-            whole = body.op("Clip", whole, body.number(-op.top - 1.0), body.number(op.top))
+        product = _stepped_product if op.steps else _integer_product
+        whole = _whole(body, op, x, scale)
         outputs = [
-            body.op("Mul", _integer_product(body, op, whole, weight, place), scale)
+            body.op("Mul", product(body, whole, weight, place), scale)
             for place, weight in enumerate(weights)
         ]
     else:
@@ -211,10 +210,18 @@ def _rounded(body: Body, op: LinearOp, x: ir.Value) -> ir.Value:
     return body.op("Reshape", body.op("Mul", codes, scale), body.op("Shape", x), allowzero=1)
 
 
-def _integer_product(
-    body: Body, op: LinearOp, x: ir.Value, weight: Sequence[ir.Value], place: int
-) -> ir.Value:
-    """The product of x, rounded to int8, and integer weights: sums times the output scales.
+def _whole(body: Body, op: LinearOp, x: ir.Value, scale: ir.Value) -> ir.Value:
+    """x / scale; rounded too, but where QuantizeLinear does that, which saturates at 8 bits."""
+    whole = body.op("Div", x, scale)
+    if op.steps:
+        whole = body.op("Round", whole)
+    if op.steps or op.activation_bits < 8:
+        whole = body.op("Clip", whole, body.number(-op.top - 1.0), body.number(op.top))
+    return whole
+
+
+def _integer_product(body: Body, x: ir.Value, weight: Sequence[ir.Value], place: int) -> ir.Value:
+    """The product of x, rounded to int8, and int8 weights: sums times the output scales.
 
     Gate and up round x each for themselves, on axes of their own that say nothing beside a scalar
     scale: ONNX Runtime fuses nothing where QuantizeLinear has several readers.
@@ -222,17 +229,18 @@ def _integer_product(
     one, zero = body.number(1.0), body.constant(np.array(0, np.int8))
     codes = body.op("QuantizeLinear", x, one, zero, axis=place)
     whole = body.op("DequantizeLinear", codes, one, zero, axis=place)
-    integers = _stepped(body, weight[0], weight[2]) if op.steps else weight[0]
     scales = body.op("Reshape", _floats(body, weight[1]), body.ints(-1))
-    return body.op("MatMul", whole, body.op("DequantizeLinear", integers, scales, axis=1))
+    return body.op("MatMul", whole, body.op("DequantizeLinear", weight[0], scales, axis=1))
 
 
-def _stepped(body: Body, codes: ir.Value, steps: ir.Value) -> ir.Value:
-    """INT4 codes (K, N) times the steps (ceil(K / group), N) of their groups, INT8."""
-    int32, group = int(ir.DataType.INT32), body.attribute("group", INT)
-    depth = body.op("Squeeze", body.op("Shape", codes, end=1), body.ints(0))
-    zero, one = body.constant(np.array(0, np.int64)), body.constant(np.array(1, np.int64))
-    places = body.op("Div", body.op("Range", zero, depth, one), group)
-    each = body.op("Gather", body.op("Cast", steps, to=int32), places, axis=0)
-    product = body.op("Mul", body.op("Cast", codes, to=int32), each)
-    return body.op("Cast", product, to=int(ir.DataType.INT8))
+def _stepped_product(body: Body, x: ir.Value, weight: Sequence[ir.Value], place: int) -> ir.Value:
+    """The product of whole numbers x and 4-bit weights with steps, in floats.
+
+    Integers would be faster, but ONNX Runtime would unpack the weights when it loads them: 4 bytes
+    for each half, several times over.
+    """
+    del place  # nothing here is told from its twin
+    codes, scales, steps = weight
+    each = body.op("Mul", _floats(body, steps), _floats(body, scales))
+    group = ir.RefAttr("block_size", "group", INT)
+    return body.op("MatMul", x, body.op("DequantizeLinear", codes, each, axis=0, block_size=group))

@@ -106,7 +106,7 @@ def test_what_is_finished_is_not_done_again(
 ) -> None:
     """Not a single model call; more recipes and seeds may be asked for later."""
 
-    def called(*_: object) -> None:
+    def called(*_: object, **__: object) -> None:
         raise AssertionError("the model was asked")
 
     out, trials = finished

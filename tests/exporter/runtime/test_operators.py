@@ -65,6 +65,12 @@ def test_standard_operators_give_the_same_tokens(bundle: Path) -> None:
     assert decode(bundle, "--no-operators")[0] == with_library
 
 
+def test_the_gate_holds_for_standard_operators_too(bundle: Path) -> None:
+    verdict = verify(bundle, Progress(), operators=False)
+    assert verdict.sound and verdict.gate is not None
+    assert verdict.gate.token_agreement == 1
+
+
 def test_a_missing_library_is_built_from_the_sources(copy: Path) -> None:
     """As on a machine of another kind."""
     expected, _ = decode(copy)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
@@ -178,6 +179,19 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     x["visible"] = x["visible"][..., :-1]
     with pytest.raises(Exception, match="masks do not fit"):
         run(prebuild(), x)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v", "visible", "common", "v_scale", "v_zero"])
+def test_operands_of_another_type_are_refused(name: str) -> None:
+    """Of kernels alone: they would read beyond the end of what is smaller than they think."""
+    whole = ir.serde.deserialize_model(onnx.load_from_string(model(4, 2, 16, AttentionTops())))
+    operand = next(value for value in whole.graph.inputs if value.name == name)
+    operand.type = ir.TensorType(ir.DataType.FLOAT16)
+    data = ir.serde.serialize_model(whole).SerializeToString()
+    x = feeds(7, 1, 5, 12, 4, 2, 16, AttentionTops())
+    x[name] = x[name].astype(np.float16)
+    with pytest.raises(Exception, match=r"attention takes fp32|tensor\(float16\)"):
+        session(data, prebuild()).run(None, x)
 
 
 def test_no_queries_at_all() -> None:
