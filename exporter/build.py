@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from exporter import emit, report
+from exporter import emit, engines, report
 from exporter.checkpoint import check_weights, open_checkpoint
 from exporter.decoding import (
     DecodeOptions,
@@ -14,16 +14,24 @@ from exporter.decoding import (
     longest_canvas,
     loop_facts,
 )
+from exporter.engine_plans import plan_engines
 from exporter.errors import UserError
 from exporter.float_decode import record_reference
 from exporter.float_session import FloatModel
 from exporter.gate import measure
 from exporter.graph_kind import graph_kinds
+from exporter.graph_rules import rules_of
 from exporter.manifest import GateResult, Manifest
 from exporter.memory import return_large_blocks
 from exporter.operator_use import OperatorUse
 from exporter.planner import cache_bytes, check_fits, estimate
-from exporter.preflight import check_lengths, check_output, load_target
+from exporter.preflight import (
+    check_formats,
+    check_lengths,
+    check_output,
+    count_engines,
+    load_target,
+)
 from exporter.progress import Progress
 from exporter.prompts import read_prompts, used_vocabulary
 from exporter.quant_options import QuantOptions
@@ -57,6 +65,8 @@ class BuildOptions:
     operators: bool = True  # use operators of our own where the target has them
     device: str = "cpu"  # of torch, for calibration and quantization
     work: Path | None = None  # None: OUT/.work, removed at the end
+    engines: tuple[str, ...] | None = None  # of which graphs; None: of those the defaults need
+    engine_batch: int = 1  # sequences at once, at most
     force: bool = False  # replace a bundle that is there
 
 
@@ -91,7 +101,10 @@ def build(
         settings.gen_length,
     )  # fmt: skip
     check_lengths(prompts, settings, canvas)
-    check_fits(estimate(spec, recipe, canvas), target, out)
+    kinds = graph_kinds(options.logits, spec.can_cast_shadow)
+    check_formats(target, spec, recipe)
+    count = count_engines(target, kinds, settings, options.engines)
+    check_fits(estimate(spec, recipe, canvas, count), target, out)
     check_output(out, options.force)
 
     return_large_blocks()
@@ -114,9 +127,9 @@ def build(
         draft = work.draft()
         recipe = made.recipe
         stored = write_weights(made.source, made.quantized, recipe, facts, draft, progress)
-        kinds = graph_kinds(options.logits, spec.can_cast_shadow)
         use = operator_use(target, options)
-        operators = write_graphs(spec, stored, recipe, kinds, draft, use)
+        rules = rules_of(target, canvas)
+        operators = write_graphs(spec, stored, recipe, kinds, draft, use, rules)
         emit.copy_loop(draft)
         if operators:
             emit.copy_operators(draft)
@@ -128,10 +141,18 @@ def build(
             emit.describe_calibration(made.calibration, prompts, rollout),
             emit.describe_passes(made.calibration, made.quantized, made.recipe),
         )  # fmt: skip
+        if target.engine_built != "none":
+            engines.copy_builder(draft)
+            plans = plan_engines(kinds, settings, canvas, options.engine_batch)
+            planned = emit.describe_engines(target, recipe, options.engine_batch, plans)
+            manifest = manifest.model_copy(update={"engines": planned})
         emit.write_manifest(draft, manifest)  # the loop reads it while the gate runs
         gate = measure(draft, reference, rollout, recipe.limits, progress)
         judge(gate, options.gate)
         manifest = manifest.model_copy(update={"gate": gate})
+        if manifest.engines is not None and target.engine_built == "ahead-of-time":
+            built = engines.build_engines(draft, manifest.engines, options.engines, progress)
+            manifest = manifest.model_copy(update={"engines": built})
         report.write(draft, manifest)
         manifest = manifest.model_copy(update={"files": emit.list_files(draft)})
         emit.write_manifest(draft, manifest)

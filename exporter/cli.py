@@ -87,6 +87,13 @@ def build(
         bool, typer.Option(help="Use operators of our own where the target has kernels for them.")
     ] = True,
     device: Annotated[str, typer.Option(help="Of calibration: cpu or cuda.")] = "cpu",
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="Graph to build an engine of, may be repeated; default: as needed."),
+    ] = None,
+    engine_batch: Annotated[
+        int, typer.Option(min=1, help="Sequences that an engine takes at once, at most.")
+    ] = 1,
     work: Annotated[Path | None, typer.Option(help="Keep and share finished stages here.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
     as_json: Json = False,
@@ -113,6 +120,8 @@ def build(
         accuracy_level=accuracy_level,
         operators=operators,
         device=device,
+        engines=tuple(engine) if engine else None,
+        engine_batch=engine_batch,
         work=work,
         force=force,
     )
@@ -181,6 +190,28 @@ def verify(
         from exporter.inspect import gate_lines
 
         print(f"{verdict.files} files are as built", *gate_lines(verdict.gate), sep="\n")
+
+
+@app.command()
+def engine(
+    bundle: BundleFolder,
+    graph: Annotated[
+        list[str] | None,
+        typer.Option(help="Of which graph, may be repeated; default: those the defaults need."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Build engines of a bundle, as its build_engine.py does."""
+    from exporter.engines import build_in_place
+    from exporter.progress import TerminalProgress
+    from exporter.verify import read_manifest
+
+    built = build_in_place(bundle, read_manifest(bundle), graph, TerminalProgress())
+    if as_json:
+        print(json.dumps([one.model_dump() for one in built], indent=2))
+        return
+    for one in built:
+        print(bundle / one.path)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import targets
 from exporter import machine
+from exporter.engines import requirements
 from exporter.ops_command import kernel_here
 from ort_ops.build import prebuilt_library
 
@@ -173,9 +174,13 @@ def target(
 ) -> Finding:
     """Whether bundles for `one` can be built, and run here."""
     obstacle = why_not_here(one, providers, graphics)
-    builds = "can build" if one.supported else "cannot build yet"
+    builder = one.engine_built != "ahead-of-time" or is_installed(RUNTIME_MODULE[one.runtime])
+    here = "can build" if builder else "cannot build here"
+    builds = here if one.supported else "cannot build yet"
     runs = f"cannot run here: {obstacle}" if obstacle else "can run here"
     hint = _how_to_run(one, graphics) if obstacle else ""
+    if not builder:
+        hint = f"pip install {' '.join(requirements())} builds its engines, without a GPU"
     if not one.supported:
         hint = "Build for cpu or cuda instead; `dqexport targets` tells why"
     return Finding(f"target {one.name}", one.supported, f"{builds}, {runs}", hint, optional=True)

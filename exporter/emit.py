@@ -12,10 +12,14 @@ from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 
+from exporter.engine_plans import ENGINES
+from exporter.engines import BUILDER
 from exporter.graph_kind import GRAPHS, GraphKind
 from exporter.manifest import (
     Calibration,
     Decode,
+    EnginePlan,
+    Engines,
     File,
     GraphFile,
     Manifest,
@@ -112,9 +116,8 @@ def describe(
         )
         for kind in kinds
     ]
-    runtime = Runtime(
-        name="onnxruntime", providers=list(target.providers), accuracy_level=accuracy_level
-    )
+    providers = list(target.providers) or ["CPUExecutionProvider"]  # of a runtime with engines
+    runtime = Runtime(name="onnxruntime", providers=providers, accuracy_level=accuracy_level)
     return Manifest(
         made_by=f"dqexport {version('dqexport')}",
         recipe=recipe.name,
@@ -130,6 +133,21 @@ def describe(
         passes=passes,
         gate=None,
         files=[],
+    )
+
+
+def describe_engines(
+    target: Target, recipe: Recipe, batch: int, plans: list[EnginePlan]
+) -> Engines:
+    """The manifest's section on engines before any is built."""
+    assert target.runtime != "onnxruntime"
+    assert target.sm is not None
+    return Engines(
+        runtime=target.runtime,
+        sm=list(target.sm),
+        precision=recipe.compute,
+        batch=batch,
+        plans=plans,
     )
 
 
@@ -191,9 +209,10 @@ def _role(path: str) -> Role:
     if path.startswith(f"{PLUGINS}/"):
         return "plugin"
     folder, _, name = path.rpartition("/")
-    by_folder: dict[str, Role] = {"runtime": "loop", "tokenizer": "tokenizer"}
+    by_folder: dict[str, Role] = {"runtime": "loop", "tokenizer": "tokenizer", ENGINES: "engine"}
     by_name: dict[str, Role] = {
         "decode.py": "loop",
+        BUILDER: "loop",
         "weights.bin": "weights",
         GATE: "reference",
         "report.html": "report",
@@ -217,7 +236,7 @@ def publish(draft: Path, bundle: Path) -> None:
     """
     (bundle / WORK).mkdir(parents=True, exist_ok=True)
     (bundle / MANIFEST).unlink(missing_ok=True)
-    for old in ("graphs", "runtime", "tokenizer", PLUGINS):
+    for old in ("graphs", "runtime", "tokenizer", PLUGINS, ENGINES):
         shutil.rmtree(bundle / old, ignore_errors=True)
     entries = sorted(draft.iterdir(), key=lambda e: (e.name == MANIFEST, e.name))
     for entry in entries:

@@ -12,6 +12,7 @@ from exporter.attention_graph import attention
 from exporter.families import Spec
 from exporter.graph_builder import FLOAT, INT64, Builder
 from exporter.graph_kind import GraphKind
+from exporter.graph_rules import PLAIN, GraphRules
 from exporter.linear_graph import enter, leave, linear
 from exporter.linear_groups import ATTENTION
 from exporter.mlp_graph import mlp
@@ -28,14 +29,16 @@ def build_graph(
     kind: GraphKind,
     kv_bits: int = 16,
     operators: OperatorUse | None = None,
+    rules: GraphRules = PLAIN,
 ) -> ir.Model:
     """The graph `kind` over the `stored` weights (see lower.py), computing in `compute`.
 
     Cached graphs keep keys and values in `kv_bits`: 16 (as they are computed), 8 or 4. With
     `operators` linears are operators of ours where they can be, each with its function body.
+    `rules` are those of the runtime that it is for.
     """
-    g = Builder(stored, compute, kind.name, kv_bits, operators)
-    fed, seen = ("Q", "C") if kind.cached else ("S", "S")
+    g = Builder(stored, compute, kind.name, kv_bits, operators, rules)
+    fed, seen = ("Q", g.capacity) if kind.cached else ("S", "S")
     ids = g.input("input_ids", INT64, ["rows", fed])
     start = g.input("start", INT64, [1]) if kind.cached else None
     key_mask = g.input("key_mask", ir.DataType.BOOL, ["rows", seen])

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from exporter.graph_rules import PLAIN, GraphRules
 from exporter.operator_use import OperatorUse
 from exporter.weights_file import Stored
 from ort_ops.function_body import DOMAIN
@@ -25,9 +26,11 @@ class Builder:
         name: str,
         kv_bits: int = 16,
         operators: OperatorUse | None = None,
+        rules: GraphRules = PLAIN,
     ) -> None:
         self.tensors, self.groups, self.blocks = stored.tensors, stored.groups, stored.blocks
         self.compute, self.kv_bits, self.operators = compute, kv_bits, operators
+        self.capacity: int | str = rules.capacity or "C"  # positions of a cache
         self.functions: dict[str, ir.Function] = {}
         self.graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": OPSET})
         self._initializers: dict[str, ir.Value] = {}

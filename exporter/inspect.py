@@ -2,7 +2,7 @@
 
 import targets
 from exporter import recipe_names
-from exporter.manifest import GateResult, Manifest
+from exporter.manifest import Engines, GateResult, Manifest
 
 
 def describe(manifest: Manifest) -> str:
@@ -26,6 +26,7 @@ def describe(manifest: Manifest) -> str:
         f"size        {size / 2**20:,.1f} MiB, of it weights {weights / 2**20:,.1f} MiB",
         *operator_lines(manifest),
         *cache_lines(manifest),
+        *engine_lines(manifest.engines),
         *(f"{'' if i else 'passes':12}{step}" for i, step in enumerate(passes)),
         *gate_lines(manifest.gate),
     ]
@@ -46,6 +47,19 @@ def cache_lines(manifest: Manifest) -> list[str]:
     return [
         f"cache       {manifest.cache_bytes / 2**10:,.1f} KiB a token, {most / 2**20:,.1f} MiB for "
         f"the longest canvas; under guidance twice that"
+    ]
+
+
+def engine_lines(engines: Engines | None) -> list[str]:
+    """What engines there are, for which GPUs and shapes."""
+    if engines is None:
+        return []
+    versions = sorted({f"{one.runtime} {one.version}" for one in engines.built})
+    names = ", ".join(one.graph for one in engines.built) or "none yet"
+    return [
+        f"engines     {names}; SM {'/'.join(map(str, engines.sm))}, {engines.precision}, at most "
+        f"{engines.batch} sequence{'s' * (engines.batch != 1)} at once",
+        *(f"            built by {version}" for version in versions),
     ]
 
 

@@ -39,7 +39,7 @@ def _scattered(
     The graph's input `name` and output `<name>_out` are meant to be one buffer: then nothing but
     the new ones is written.
     """
-    shape: list[int | str] = ["rows", spec.kv_heads, "C", width]
+    shape: list[int | str] = ["rows", spec.kv_heads, g.capacity, width]
     kept = g.op("TensorScatter", g.input(name, dtype, shape), new, write, axis=2)
     g.output(f"{name}_out", kept, dtype, shape)
     return kept

@@ -18,6 +18,7 @@ import torch
 from exporter.families import Spec, model_shapes
 from exporter.graph import build_graph
 from exporter.graph_kind import GRAPHS, GraphKind
+from exporter.graph_rules import PLAIN, GraphRules
 from exporter.linear_groups import EXACT
 from exporter.model import rotary_tables
 from exporter.operator_use import OperatorUse
@@ -77,6 +78,7 @@ def write_graphs(
     kinds: Sequence[GraphKind],
     draft: Path,
     operators: OperatorUse | None = None,
+    rules: GraphRules = PLAIN,
 ) -> dict[str, int]:
     """Write one small file for each kind of graph beside the weights file.
 
@@ -85,7 +87,7 @@ def write_graphs(
     used: Counter[str] = Counter()
     for kind in kinds:
         compute = TYPES[recipe.compute]
-        model = build_graph(spec, stored, compute, kind, recipe.kv_bits, operators)
+        model = build_graph(spec, stored, compute, kind, recipe.kv_bits, operators, rules)
         ir.save(model, draft / GRAPHS / f"{kind.name}.onnx")
         used = Counter(node.op_type for node in model.graph if node.domain == DOMAIN)
     return dict(sorted(used.items()))

@@ -4,7 +4,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Role = Literal["graph", "weights", "loop", "tokenizer", "reference", "report", "readme", "plugin"]
+Role = Literal[
+    "graph", "weights", "loop", "tokenizer", "reference", "report", "readme", "plugin", "engine"
+]
 
 
 def significant(value: float) -> float:
@@ -100,6 +102,42 @@ class GraphFile(Strict):
     cached: bool = False  # keys and values are kept between calls
 
 
+Span = tuple[int, int, int]  # of an axis: least, best, most
+
+
+class EnginePlan(Strict):
+    """What the engine of one graph is built for."""
+
+    graph: str
+    path: str
+    default: bool  # decoding with the bundle's defaults needs it
+    profiles: list[dict[str, Span]]  # by the names of axes, one a range of lengths
+
+
+class BuiltEngine(Strict):
+    """An engine of the bundle: good for this version, these GPUs and this graph alone."""
+
+    graph: str
+    path: str
+    sha256: str
+    graph_sha256: str
+    weights_sha256: str
+    runtime: Literal["tensorrt", "tensorrt-rtx"]
+    version: str
+    sm: list[int]
+
+
+class Engines(Strict):
+    """Engines of a runtime that has some: what can be built, and what was."""
+
+    runtime: Literal["tensorrt", "tensorrt-rtx"]
+    sm: list[int]
+    precision: Literal["fp32", "fp16"]  # of float arithmetic; the network is strongly typed
+    batch: int  # sequences at once, at most
+    plans: list[EnginePlan]
+    built: list[BuiltEngine] = []
+
+
 class PassRecord(Strict):
     """One pass as it ran: `step` is its repr, so all settings are on record."""
 
@@ -170,6 +208,7 @@ class Manifest(Strict):
     runtime: Runtime
     graphs: list[GraphFile]
     operators: dict[str, int] = {}  # of our own: how many nodes of each a graph has
+    engines: Engines | None = None  # None: the runtime reads the graphs themselves
     cache_bytes: int | None = None  # of a position of one sequence, in the buffers of cached graphs
     calibration: Calibration | None
     passes: list[PassRecord]

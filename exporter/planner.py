@@ -24,14 +24,15 @@ class Needs:
     weights: int  # of the bundle's graphs
     work: int  # quantized blocks on disk while building: one byte a weight, and scales
     activations: int  # of one forward over the longest canvas, one sequence
+    engines: int = 0  # that are built here: each holds the weights
 
     @property
     def disk(self) -> int:
-        return self.weights + self.work
+        return self.weights + self.engines + self.work
 
 
-def estimate(spec: Spec, recipe: Recipe, canvas: int) -> Needs:
-    """Sizes for a model, a recipe, and canvases of at most `canvas` tokens."""
+def estimate(spec: Spec, recipe: Recipe, canvas: int, engines: int = 0) -> Needs:
+    """Sizes for a model, a recipe, canvases of at most `canvas` tokens, and a count of engines."""
     compute, storage = FLOAT_BYTES[recipe.compute], FLOAT_BYTES[recipe.storage]
     weights = work = 0.0
     weights += spec.vocab_size * spec.width * (1 if recipe.embed_bits == 8 else storage)
@@ -52,7 +53,7 @@ def estimate(spec: Spec, recipe: Recipe, canvas: int) -> Needs:
     rows = 4 * spec.width + 3 * spec.mlp_width + canvas * spec.heads
     if spec.experts is not None:  # what enters and leaves the experts of all tokens
         rows += spec.experts.per_token * (2 * spec.width + 3 * spec.experts.width)
-    return Needs(int(weights), int(work), rows * canvas * compute)
+    return Needs(int(weights), int(work), rows * canvas * compute, engines * int(weights))
 
 
 def cache_bytes(spec: Spec, recipe: Recipe) -> int:

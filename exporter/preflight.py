@@ -1,11 +1,18 @@
 """Everything that a build refuses before any work: targets, prompts, outputs, sizes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import targets
 from exporter.emit import MANIFEST, WORK
+from exporter.engine_plans import default_kinds
+from exporter.engines import check_builder
 from exporter.errors import UserError
+from exporter.families import Spec, block_shapes
+from exporter.graph_kind import GraphKind
+from exporter.linear_groups import group_of_each
 from exporter.prompts import Prompts
+from exporter.recipes import Recipe
 from exporter.runtime.settings import Settings
 
 
@@ -21,6 +28,63 @@ def load_target(name: str) -> targets.Target:
             "Build for `cpu` or `cuda`: the portable graphs are what its runtime parses",
         )
     return target
+
+
+def check_formats(target: targets.Target, spec: Spec, recipe: Recipe) -> None:
+    """Raises UserError on formats that the target's runtime has no graph for."""
+    grid, rows = recipe.weights, recipe.activation
+    if recipe.kv_bits not in target.cache_bits:
+        raise UserError(
+            f"The runtime of `{target.name}` keeps keys and values in floats alone, not in "
+            f"{recipe.kv_bits} bits",
+            "Leave --kv-bits out",
+        )
+    integers = rows is not None and rows.granularity != "group"
+    if grid is not None and grid.bits <= 4 and integers and not target.widens_int4:
+        raise UserError(
+            f"The runtime of `{target.name}` does not multiply {grid.bits}-bit weights and inputs "
+            "rounded a token",
+            "Use --activation group, or a recipe with 8-bit weights or float inputs (w8a8, w4a16)",
+        )
+    if grid is not None and not target.uneven_groups:
+        _check_groups(target, spec, recipe)
+
+
+def _check_groups(target: targets.Target, spec: Spec, recipe: Recipe) -> None:
+    """Raises UserError where a scale's inputs do not divide those of a linear."""
+    for index in range(spec.layers):
+        shapes = block_shapes(spec, index)
+        for name, group in group_of_each(spec, index).items():
+            grid, width = recipe.on_grids(index, group).grid, shapes[name][1]
+            if grid is not None and width % grid.columns(width):
+                raise UserError(
+                    f"The runtime of `{target.name}` takes whole groups alone: the {width} inputs "
+                    f"of `{name}` in block {index} are not a multiple of {grid.columns(width)}",
+                    "Use --group with a number that divides it, or the recipe fp16",
+                )
+
+
+def count_engines(
+    target: targets.Target,
+    kinds: Sequence[GraphKind],
+    settings: Settings,
+    asked: Sequence[str] | None,
+) -> int:
+    """How many engines are built here: of the graphs `asked` for, or those that defaults need.
+
+    Raises UserError where a graph does not exist, where engines are built on the device, and where
+    what builds them is missing.
+    """
+    here = target.engine_built == "ahead-of-time"
+    if asked is not None and not here:
+        raise UserError(f"No engines are built here for `{target.name}`", "Leave --engine out")
+    names = [kind.name for kind in kinds]
+    for name in asked or ():
+        if name not in names:
+            raise UserError(f"There is no graph `{name}`", f"There are {', '.join(names)}")
+    check_builder(target)
+    wanted = default_kinds(kinds, settings) if asked is None else asked
+    return len(wanted) if here else 0
 
 
 def check_lengths(prompts: Prompts, settings: Settings, canvas: int) -> None:

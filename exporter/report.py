@@ -36,7 +36,7 @@ def html(manifest: Manifest) -> str:
     )
     parts = [
         f"<h1>{title}</h1><p class=sub>{escape(facts)}</p>",
-        _gate(manifest.gate) if manifest.gate else "",
+        _gate(manifest.gate, manifest.engines is not None) if manifest.gate else "",
         _quantization(manifest),
         _calibration(manifest),
         _decoding(manifest),
@@ -65,7 +65,7 @@ def _table(head: list[str], rows: list[list[str]], numeric: int) -> str:
     return f"<table><tr>{line(head, 'th')}</tr>{body}</table>"
 
 
-def _gate(gate: GateResult) -> str:
+def _gate(gate: GateResult, engines: bool) -> str:
     verdict = ("passed", "ok") if gate.passed else ("failed", "bad")
     low, high = gate.argmax_interval
     cards = [
@@ -87,7 +87,8 @@ def _gate(gate: GateResult) -> str:
     ]
     note = (
         "Compared with the float model on held-out prompts, at the positions that it commits next. "
-        f"The bundle ran on {gate.provider}."
+        f"The bundle ran on {gate.provider}"
+        + (" of ONNX Runtime, on the graphs that the engines are made of." if engines else ".")
     )
     return (
         f"<div class=cards>{''.join(cards)}</div><p>{escape(note)}</p>"
@@ -168,6 +169,13 @@ def readme(manifest: Manifest) -> str:
         if gate
         else ""
     )
+    engines = (
+        "\n`engines/` holds what was built for GPUs with "
+        f"SM {'/'.join(map(str, manifest.engines.sm))}; `python build_engine.py --graph NAME` adds "
+        "that of another graph.\n`decode.py` runs the graphs on ONNX Runtime.\n"
+        if manifest.engines
+        else ""
+    )
     return f"""# {manifest.model.name}, {manifest.recipe}
 
 A diffusion language model, ready to decode: ONNX graphs, weights, tokenizer and loop.
@@ -178,4 +186,4 @@ Built for `{manifest.target}` by {manifest.made_by}. {closeness}
 
 `manifest.json` describes every file and every pass; `report.html` shows how close the model is to
 its float original. `dqexport verify` on this folder checks each byte and measures again.
-"""
+{engines}"""

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from exporter.decoding import comparable
 from exporter.emit import GATE, MANIFEST, SEAL, WORK
+from exporter.engine_plans import ENGINES
 from exporter.errors import UserError
 from exporter.gate import measure
 from exporter.manifest import GateResult, Manifest
@@ -91,9 +92,12 @@ def _damage(path: Path, size: int, digest: str) -> str | None:
 
 def _unknown(bundle: Path, known: set[str]) -> list[str]:
     found = (f.relative_to(bundle) for f in bundle.rglob("*") if f.is_file())
-    ours, built = {WORK, "__pycache__"}, (PLUGINS, BUILT)  # built: on this machine, by the loop
+    ours = {WORK, "__pycache__"}
+    built = {(PLUGINS, BUILT), (ENGINES,)}  # on this machine: by the loop, by build_engine.py
     return sorted(
         f.as_posix()
         for f in found
-        if f.as_posix() not in known and not ours & {*f.parts} and f.parts[:2] != built
+        if f.as_posix() not in known
+        and not ours & {*f.parts}
+        and not {f.parts[:2], f.parts[:1]} & built
     )

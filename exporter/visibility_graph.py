@@ -44,7 +44,7 @@ def visibility(
     scale = _query_scale(g, spec, positions)
     shown = g.op("Unsqueeze", key_mask, g.ints([1, 2]))
     if spec.attention == "full":
-        return Visibility(positions, _to_queries(g, shown, ids, key_mask), key_mask, scale, write)
+        return Visibility(positions, _to_queries(g, shown, ids), key_mask, scale, write)
     assert spec.block_length is not None
     blocks = counted = _counted(g, key_mask)
     if causal is None:
@@ -71,10 +71,10 @@ def shadow_visibility(g: Builder, spec: Spec, key_mask: ir.Value, shadow: ir.Val
     positions = g.op("Concat", positions, g.op("GatherElements", positions, at, axis=1), axis=1)
     there = g.op("GreaterOrEqual", shadow, g.ints([0]))
     common = g.op("Concat", key_mask, g.op("And", there, g.op("Not", there)), axis=1)
-    canvas = _to_queries(g, g.op("Unsqueeze", common, g.ints([1, 2])), key_mask, common)
+    canvas = _to_queries(g, g.op("Unsqueeze", common, g.ints([1, 2])), key_mask)
     own = g.op("Equal", g.op("Unsqueeze", shadow, g.ints([2])), steps)  # (rows, R, S)
     tokens = g.op("And", g.op("Unsqueeze", key_mask, g.ints([1])), g.op("Not", own))
-    others = _to_queries(g, g.op("Unsqueeze", there, g.ints([1, 2])), shadow, shadow)
+    others = _to_queries(g, g.op("Unsqueeze", there, g.ints([1, 2])), shadow)
     seen = g.op("Concat", g.op("Unsqueeze", tokens, g.ints([1])), others, axis=3)
     visible = g.op("Concat", canvas, seen, axis=2)
     return Visibility(positions, visible, common, _query_scale(g, spec, positions), None)
@@ -120,8 +120,11 @@ def _at_fed(g: Builder, x: ir.Value, ids: ir.Value, start: ir.Value | None) -> i
     return x if start is None else g.op("Gather", x, _fed(g, ids, start), axis=1)
 
 
-def _to_queries(g: Builder, visible: ir.Value, ids: ir.Value, key_mask: ir.Value) -> ir.Value:
-    """(rows, 1, 1, S) for each query: ONNX Runtime does not broadcast masks of attention."""
-    rows, fed = (g.op("Shape", ids, start=n, end=n + 1) for n in (0, 1))
-    length = g.op("Shape", key_mask, start=1, end=2)
-    return g.op("Expand", visible, g.op("Concat", rows, g.ints([1]), fed, length, axis=0))
+def _to_queries(g: Builder, visible: ir.Value, ids: ir.Value) -> ir.Value:
+    """(rows, 1, 1, S) for each query: ONNX Runtime does not broadcast masks of attention.
+
+    By an And with what is always true: of an Expand TensorRT for RTX 1.7.1 makes an engine that it
+    refuses itself, where rows are fixed and queries are not.
+    """
+    queries = g.op("Unsqueeze", _fed(g, ids, None), g.ints([0, 1, 3]))
+    return g.op("And", visible, g.op("GreaterOrEqual", queries, g.int_scalar(0)))

@@ -37,6 +37,10 @@ class Target(BaseModel):
     opset: int  # highest ONNX opset that the runtime reads
     operators: tuple[Literal["linear"], ...] = ()  # of our own that have kernels there
     plugins: tuple[Literal["ipluginv3", "qdp"], ...] = ()  # TensorRT plugin mechanisms, best first
+    fixed_capacity: bool = False  # caches have a length that stands in the graph
+    cache_bits: tuple[int, ...] = (16, 8, 4)  # that keys and values may be kept in; 16: floats
+    uneven_groups: bool = True  # the last group of a weight's inputs may be shorter than others
+    widens_int4: bool = True  # 4-bit weights may become 8-bit ones to meet 8-bit inputs
     native_attention: bool  # the ONNX `Attention` operator runs without a plugin
     engine_built: Literal["none", "ahead-of-time", "on-device"]
     default_recipe: str

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from exporter.checkpoint import Checkpoint, open_checkpoint
 from exporter.decoding import describe_model, loop_facts
 from exporter.graph_kind import GraphKind, graph_kinds
+from exporter.graph_rules import PLAIN, GraphRules
 from exporter.linear_groups import block_groups, group_of_each
 from exporter.lower import write_graphs, write_weights
 from exporter.progress import Progress
@@ -174,6 +175,7 @@ def lower(
     options: QuantOptions | None = None,
     logits: bool = False,
     compute: Storage = "fp32",
+    rules: GraphRules = PLAIN,
 ) -> Lowered:
     """Round the linears to nearest where the recipe quantizes, and write weights and graphs."""
     spec = checkpoint.spec
@@ -194,7 +196,7 @@ def lower(
     facts = loop_facts(described)
     stored = write_weights(checkpoint, quantized, recipe, facts, draft, Progress())
     kinds = graph_kinds(logits, spec.can_cast_shadow)
-    write_graphs(spec, stored, recipe, kinds, draft)
+    write_graphs(spec, stored, recipe, kinds, draft, rules=rules)
     graphs = tuple(
         Graph(k.name, f"graphs/{k.name}.onnx", k.guided, tuple(k.outputs), k.cached) for k in kinds
     )

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,10 @@ GATED = [option for option in QUICK_W4 if option != "--no-gate"]
     [
         (["--target", "jetson-orim"], "did you mean jetson-orin", "dqexport targets"),
         (["--target", "jetson-orin"], "Refused for now", "`cpu` or `cuda`"),
+        (["--target", "rtx-40", "--recipe", "w4a8"], "4-bit weights", "--activation group"),
+        (["--target", "rtx-40", "--kv-bits", "8"], "8 bits", "--kv-bits"),
+        (["--target", "rtx-40", "--engine", "half"], "`half`", "full-sample"),
+        (["--engine", "full"], "No engines", "--engine"),
         (["--recipe", "w4a15"], "Unknown recipe `w4a15`", "w4a16"),
         (["--recipe", "w4a16", "--group", "128"], "Group 128 does not fit", "32"),
         (["--head-bits", "5"], "--head-bits 5", "--head-bits 16"),
@@ -53,6 +58,28 @@ def test_what_does_not_exist_or_fit_is_refused(
     outcome = dqexport("build", GOLDEN / "llada", *argv, "-o", tmp_path / "b")
     outcome = Outcome(outcome.code, outcome.out, outcome.err.replace("'best'", "`best`"))
     assert_refused(outcome, says, hint)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.skipif(
+    find_spec("tensorrt_rtx_bindings") is not None, reason="TensorRT for RTX is installed"
+)
+def test_without_tensorrt_a_build_for_it_says_what_to_install(tmp_path: Path) -> None:
+    outcome = dqexport("build", *QUICK_W4, "--target", "rtx-40", "-o", tmp_path / "b")
+    assert_refused(outcome, "`tensorrt_rtx_bindings`", "pip install tensorrt-rtx-cu13-bindings==")
+    assert not (tmp_path / "b").exists()
+
+
+def test_engines_of_a_bundle_that_has_none_are_refused(quick_bundle: Path) -> None:
+    assert_refused(
+        dqexport("engine", quick_bundle), "`cpu`, whose runtime has no engines", "targets"
+    )
+
+
+def test_a_group_that_leaves_a_rest_is_refused_for_tensorrt(tmp_path: Path) -> None:
+    argv = (GOLDEN / "sdar", "--target", "rtx-40", "--mask-id", "196", "-o", tmp_path / "b")
+    outcome = dqexport("build", *argv)
+    assert_refused(outcome, "144 inputs", "--group")
     assert not (tmp_path / "b").exists()
 
 

@@ -64,13 +64,24 @@ def test_tensorrt_version_decides_opset_attention_and_plugins(target: targets.Ta
 
 
 @each_target
+def test_what_tensorrt_does_not_read_is_not_written_for_it(target: targets.Target) -> None:
+    """Measured with TensorRT for RTX 1.7.1; tests marked trt hold that it is so."""
+    if target.runtime == "tensorrt-rtx":
+        assert target.fixed_capacity and target.cache_bits == (16,)
+        assert not target.uneven_groups and not target.widens_int4
+    if target.runtime == "onnxruntime":
+        assert target.cache_bits == (16, 8, 4) and not target.fixed_capacity
+        assert target.uneven_groups and target.widens_int4
+
+
+@each_target
 def test_memory_and_bandwidth_are_known_together(target: targets.Target) -> None:
     assert (target.memory_gib is None) == (target.bandwidth_gb_s is None)
 
 
 @each_target
 def test_what_is_not_supported_says_so(target: targets.Target) -> None:
-    assert target.supported == (target.runtime == "onnxruntime")
+    assert target.supported == (target.engine_built != "on-device")
     assert target.build_today.startswith("Builds" if target.supported else "Refused")
     assert target.build_today.endswith(".")
 
