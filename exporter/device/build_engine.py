@@ -43,8 +43,14 @@ def build_engines(
     engines = json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("engines")
     if engines is None:
         raise EngineError(f"{folder} is made for a runtime that has no engines")
-    records = []
-    for plan in choose(engines["plans"], graphs):
+    records, sealed = [], [one["graph"] for one in engines.get("built", ())]
+    plans = choose(engines["plans"], graphs)
+    for plan in plans:
+        if plan["graph"] in sealed:  # the manifest has its digest
+            raise EngineError(
+                f"{folder} came with the engine of {plan['graph']}; name others with --graph"
+            )
+    for plan in plans:
         graph, engine = folder / "graphs" / f"{plan['graph']}.onnx", folder / plan["path"]
         engine.parent.mkdir(exist_ok=True)
         partial = engine.with_suffix(".partial")

@@ -39,6 +39,14 @@ def test_defaults_or_what_is_named_in_that_order() -> None:
         choose(PLANS, ["half"])
 
 
+def test_engines_that_a_bundle_came_with_are_not_built_over(tmp_path: Path) -> None:
+    engines = {"plans": PLANS, "built": [{"graph": "cached"}]}
+    (tmp_path / "manifest.json").write_text(json.dumps({"engines": engines}))
+    with pytest.raises(EngineError, match="came with the engine of cached"):
+        build_engine.build_engines(tmp_path, None, None, lambda _: None)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["manifest.json"]
+
+
 RECORD = {
     "graph": "full", "path": "engines/full.plan", "sha256": "e", "graph_sha256": "g",
     "weights_sha256": "w", "runtime": "tensorrt-rtx", "version": "1.7.1.116", "sm": [86, 89],
