@@ -21,7 +21,7 @@ demo: install
 	@echo
 	$(BIN)/dqexport inspect $(DEMO)
 	@echo
-	@echo 'Now: $(BIN)/dqexport run $(DEMO) --prompt "_____Rhello="   report: $(DEMO)/report.html'
+	@echo 'Now: $(BIN)/dqexport run $(DEMO) --prompt "____Rhello="   report: $(DEMO)/report.html'
 
 test: install-dev check
 
