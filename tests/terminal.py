@@ -3,6 +3,7 @@
 import os
 import re
 import select
+import signal
 import struct
 import subprocess
 import time
@@ -73,9 +74,14 @@ class Program:
         fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         kept = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
         environment = {**kept, "OMP_NUM_THREADS": "1", "TERM": "xterm", "INPUTRC": os.devnull}
+
+        def settle() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored below a shell in the background
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
         self.process = subprocess.Popen(
             list(map(str, argv)), stdin=other, stdout=other, stderr=other, env=environment,
-            start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            start_new_session=True, preexec_fn=settle,
         )  # fmt: skip
         os.close(other)
         self.shown = ""
