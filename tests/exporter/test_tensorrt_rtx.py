@@ -228,8 +228,10 @@ def test_what_tensorrt_refuses_ends_the_build_with_its_reason(
     assert manifest.engines is not None
     (tmp_path / "graphs").mkdir()
     (tmp_path / "graphs" / "full.onnx").write_bytes(b"no graph")
-    for name in ("manifest.json", "build_engine.py"):
-        (tmp_path / name).symlink_to(folder / name)
+    (tmp_path / "build_engine.py").symlink_to(folder / "build_engine.py")
+    unbuilt = manifest.engines.model_copy(update={"built": []})
+    draft = manifest.model_copy(update={"engines": unbuilt})
+    (tmp_path / "manifest.json").write_text(draft.model_dump_json())
     with pytest.raises(UserError, match=r"full\.onnx is not understood"):
         engines.build_engines(tmp_path, manifest.engines, ["full"], Progress())
 
