@@ -21,7 +21,8 @@ def attention(
     In cached graphs over all keys and values that are kept, these among them.
     """
     grid = g.blocks[index].attention or AttentionGrid()
-    if sees.write is None and grid.is_float:
+    native = g.rules.opset >= 23
+    if sees.write is None and grid.is_float and native and not g.rules.heads_apart:
         return g.op("Attention", q, k, v, sees.visible, is_causal=0, q_num_heads=spec.heads,
                     kv_num_heads=spec.kv_heads)  # fmt: skip
     k, v = _split(g, spec, spec.kv_heads, k), _split(g, spec, spec.kv_heads, v)
@@ -31,7 +32,7 @@ def attention(
     if _has_operator(g, grid):
         return _own_attention(g, spec, index, grid, q, k, v, sees)
     q = _split(g, spec, spec.heads, q)
-    if grid.is_float:
+    if grid.is_float and native:
         out = g.op("Attention", q, k, v, sees.visible, is_causal=0)
     else:
         out = _rounded_attention(g, spec, index, grid, q, k, v, sees)
@@ -42,7 +43,10 @@ def _has_operator(g: Builder, grid: AttentionGrid) -> bool:
     """Whether `ort_ops/attention` computes on that grid."""
     integers = FLOAT_BITS not in (grid.q_bits, grid.k_bits, grid.v_bits, grid.p_bits)
     static = grid.v_scale is not None and grid.p_scale == "static" and grid.key_mean
-    return g.operators is not None and g.compute == FLOAT and integers and static
+    use = g.operators
+    if use is None or not use.attention or (g.compute != FLOAT and not use.plugins):
+        return False
+    return integers and static
 
 
 def _own_attention(

@@ -23,7 +23,7 @@ from exporter.graph_kind import graph_kinds
 from exporter.graph_rules import rules_of
 from exporter.manifest import GateResult, Manifest
 from exporter.memory import return_large_blocks
-from exporter.operator_use import OperatorUse
+from exporter.operator_use import operator_use
 from exporter.planner import cache_bytes, check_fits, estimate
 from exporter.preflight import (
     check_formats,
@@ -40,7 +40,6 @@ from exporter.run_recipe import run_recipe
 from exporter.tasks import reference_folder
 from exporter.team import device_of, open_team
 from exporter.work import open_work
-from targets import Target
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +101,8 @@ def build(
     )  # fmt: skip
     check_lengths(prompts, settings, canvas)
     kinds = graph_kinds(options.logits, spec.can_cast_shadow)
-    check_formats(target, spec, recipe)
+    use = operator_use(target, options.operators, options.accuracy_level)
+    check_formats(target, spec, recipe, use)
     count = count_engines(target, kinds, settings, options.engines)
     check_fits(estimate(spec, recipe, canvas, count), target, out)
     check_output(out, options.force)
@@ -127,7 +127,6 @@ def build(
         draft = work.draft()
         recipe = made.recipe
         stored = write_weights(made.source, made.quantized, recipe, facts, draft, progress)
-        use = operator_use(target, options)
         rules = rules_of(target, canvas)
         operators = write_graphs(spec, stored, recipe, kinds, draft, use, rules)
         emit.copy_loop(draft)
@@ -160,13 +159,6 @@ def build(
         if options.work is None:
             work.remove()
     return manifest
-
-
-def operator_use(target: Target, options: BuildOptions) -> OperatorUse | None:
-    """Which operators of ours the graphs use; None: none."""
-    if "linear" not in target.operators or not options.operators:
-        return None
-    return OperatorUse(8 if options.accuracy_level == 4 else 16)
 
 
 def judge(gate: GateResult, enforce: bool) -> None:

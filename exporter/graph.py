@@ -114,9 +114,30 @@ def _place(
         y = g.op("Reshape", y, g.ints([0, 0, heads, spec.head_dim]))
         y = g.rms_norm(y, f"{name}_norm", spec.norm_eps)
         y = g.op("Reshape", y, g.ints([0, 0, heads * spec.head_dim]))
+    if g.rules.opset < 23:
+        return _turn(g, spec, heads, y, positions)
     part = {} if spec.rotary_dim == spec.head_dim else {"rotary_embedding_dim": spec.rotary_dim}
     return g.op("RotaryEmbedding", y, g.weight("cos"), g.weight("sin"), positions,
                 num_heads=heads, interleaved=0, **part)  # fmt: skip
+
+
+def _turn(g: Builder, spec: Spec, heads: int, y: ir.Value, positions: ir.Value) -> ir.Value:
+    """RotaryEmbedding by older operators: channel i is turned with channel i + half."""
+    cos, sin = (
+        g.op("Unsqueeze", g.op("Gather", g.weight(table), positions, axis=0), g.ints([2]))
+        for table in ("cos", "sin")
+    )
+    y, rest = g.op("Reshape", y, g.ints([0, 0, heads, spec.head_dim])), []
+    if spec.rotary_dim < spec.head_dim:
+        sizes = g.ints([spec.rotary_dim, spec.head_dim - spec.rotary_dim])
+        y, *rest = g.ops("Split", 2, y, sizes, axis=-1)
+    low, high = g.ops("Split", 2, y, axis=-1, num_outputs=2)
+    turned = [
+        g.op("Sub", g.op("Mul", low, cos), g.op("Mul", high, sin)),
+        g.op("Add", g.op("Mul", low, sin), g.op("Mul", high, cos)),
+    ]
+    whole = g.op("Concat", *turned, *rest, axis=-1)
+    return g.op("Reshape", whole, g.ints([0, 0, heads * spec.head_dim]))
 
 
 def _head(g: Builder, spec: Spec, rows: ir.Value) -> ir.Value:

@@ -9,10 +9,10 @@ import onnx_ir as ir
 from exporter.graph_rules import PLAIN, GraphRules
 from exporter.operator_use import OperatorUse
 from exporter.weights_file import Stored
-from ort_ops.function_body import DOMAIN
+from ort_ops.function_body import DOMAIN, Body
 from passes.activations.grid import LEAST_SCALE
 
-IR_VERSION, OPSET = 11, 24
+IR_VERSION = 11
 FLOAT, HALF, INT64 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.INT64
 
 
@@ -30,9 +30,10 @@ class Builder:
     ) -> None:
         self.tensors, self.groups, self.blocks = stored.tensors, stored.groups, stored.blocks
         self.compute, self.kv_bits, self.operators = compute, kv_bits, operators
+        self.rules = rules
         self.capacity: int | str = rules.capacity or "C"  # positions of a cache
         self.functions: dict[str, ir.Function] = {}
-        self.graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": OPSET})
+        self.graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": rules.opset})
         self._initializers: dict[str, ir.Value] = {}
 
     def input(self, name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
@@ -59,13 +60,19 @@ class Builder:
     def own(
         self,
         name: str,
-        body: Callable[[], ir.Function],
+        body: Callable[[Body], ir.Function],
         *inputs: ir.Value,
-        **attributes: int | float,
+        **attributes: int | float | str,
     ) -> ir.Value:
-        """The operator `name` of ours; the model brings its function body."""
+        """The operator `name` of ours; the model brings its function body.
+
+        Where kernels are plugins of TensorRT the node says so: else the body would be taken.
+        """
+        assert self.operators is not None
         if name not in self.functions:
-            self.functions[name] = body()
+            self.functions[name] = body(Body(self.rules.opset, self.compute == HALF))
+        if self.operators.plugins:
+            attributes |= {"plugin_namespace": DOMAIN, "plugin_version": "1"}
         node = ir.node(name, list(inputs), attributes=attributes, domain=DOMAIN)
         self.graph.append(node)
         return node.outputs[0]
@@ -116,7 +123,8 @@ class Builder:
         return self._constant(f"number_{value!r}", np.array(value, kind))
 
     def zeros(self, count: int) -> ir.Value:
-        return self._constant(f"zeros_{count}", np.zeros(count, np.float32))
+        kind = np.float16 if self.compute == HALF else np.float32
+        return self._constant(f"zeros_{count}", np.zeros(count, kind))
 
     def int8_zero(self) -> ir.Value:
         return self._constant("int8_zero", np.array(0, np.int8))
@@ -135,6 +143,13 @@ class Builder:
 
     def rms_norm(self, x: ir.Value, weight: str, eps: float) -> ir.Value:
         """RMSNorm over the last axis; squares are summed in fp32 (stash type 1)."""
+        if self.rules.opset < 23:
+            wide = self.cast(x, FLOAT) if self.compute != FLOAT else x
+            mean = self.op("ReduceMean", self.op("Mul", wide, wide), self.ints([-1]), keepdims=1)
+            root = self.op("Sqrt", self.op("Add", mean, self.floats([eps])))
+            normed = self.op("Div", wide, root)
+            normed = self.cast(normed, self.compute) if self.compute != FLOAT else normed
+            return self.op("Mul", normed, self.weight(weight))
         return self.op("RMSNormalization", x, self.weight(weight), axis=-1, epsilon=eps,
                        stash_type=1)  # fmt: skip
 

@@ -4,6 +4,7 @@ import onnx_ir as ir
 
 from exporter.families import Spec
 from exporter.graph_builder import Builder
+from ort_ops.kv_update.op import NAME, function_body
 
 INT8, UINT8 = ir.DataType.INT8, ir.DataType.UINT8
 FLOAT = 16  # bits of a cache that holds what is computed
@@ -19,6 +20,13 @@ def keep(g: Builder, spec: Spec, name: str, new: ir.Value, write: ir.Value) -> i
         return _scattered(g, spec, name, g.compute, spec.head_dim, new, write)
     top = 2 ** (g.kv_bits - 1) - 1
     scale = g.row_scale(g.op("Abs", new), top)
+    if g.rules.codes_by_scales:
+        assert g.kv_bits == 8, "the target refuses others"
+        one, zero = g.number(1.0), g.int8_zero()
+        codes = g.op("QuantizeLinear", g.op("Div", new, scale), one, zero)
+        codes = _scattered(g, spec, name, INT8, spec.head_dim, codes, write)
+        whole = g.op("DequantizeLinear", codes, one, zero)
+        return g.op("Mul", whole, _scattered(g, spec, f"{name}_scale", g.compute, 1, scale, write))
     codes = g.op("Round", g.op("Div", new, scale))
     if g.kv_bits == 8:
         codes = _scattered(g, spec, name, INT8, spec.head_dim, g.cast(codes, INT8), write)
@@ -40,9 +48,31 @@ def _scattered(
     the new ones is written.
     """
     shape: list[int | str] = ["rows", spec.kv_heads, g.capacity, width]
-    kept = g.op("TensorScatter", g.input(name, dtype, shape), new, write, axis=2)
+    cache = g.input(name, dtype, shape)
+    native = g.rules.opset >= 24 and g.kv_bits == FLOAT
+    if g.operators is not None and g.operators.kv_update and not native:
+        kept = g.own(NAME, function_body, cache, new, write)
+    elif g.rules.opset >= 24:
+        kept = g.op("TensorScatter", cache, new, write, axis=-2)
+    else:
+        kept = g.op("ScatterND", cache, _places(g, spec, new, write), new)
     g.output(f"{name}_out", kept, dtype, shape)
     return kept
+
+
+def _places(g: Builder, spec: Spec, new: ir.Value, write: ir.Value) -> ir.Value:
+    """Where the vectors (rows, kv heads, Q) of `new` belong: (row, head, position) of each."""
+    zero, one, last = g.int_scalar(0), g.int_scalar(1), g.ints([-1])
+    steps = [
+        g.op("Range", zero, g.op("Squeeze", g.op("Shape", new, start=axis, end=axis + 1)), one)
+        for axis in (0, 2)
+    ]
+    row = g.op("Unsqueeze", steps[0], g.ints([1, 2, 3]))
+    head = g.op("Unsqueeze", g.table("kv_heads", list(range(spec.kv_heads))), g.ints([0, 2, 3]))
+    position = g.op("Add", g.op("Unsqueeze", write, g.ints([1, 2])), steps[1])
+    position = g.op("Unsqueeze", position, last)
+    shape = g.op("Concat", g.op("Shape", new, start=0, end=3), g.ints([1]), axis=0)
+    return g.op("Concat", *(g.op("Expand", x, shape) for x in (row, head, position)), axis=-1)
 
 
 def _packed(g: Builder, codes: ir.Value) -> ir.Value:

@@ -108,10 +108,13 @@ def gated(g: Builder, index: int, group: LinearGroup, x: ir.Value) -> ir.Value:
 
 def own_op(g: Builder, name: str, grid: ActivationGrid | None) -> LinearOp | None:
     """The operator of ours for a linear whose inputs go on `grid`; None where there is none."""
-    if g.operators is None or g.compute != FLOAT or name not in g.groups:
+    use = g.operators
+    if use is None or name not in g.groups or (g.compute != FLOAT and not use.plugins):
         return None
     weight_bits: Literal[4, 8] = 8 if g.tensors[name].dtype == INT8 else 4
-    bits = g.operators.activation_bits if grid is None else grid.bits
+    bits = use.float_bits if grid is None else grid.bits
+    if bits is None or weight_bits not in use.weight_bits:
+        return None
     channel = grid is not None and grid.granularity == "token"
     op = LinearOp(weight_bits, bits, channel)  # type: ignore[arg-type]  # OPS tells
     static = grid is not None and grid.granularity == "tensor"
@@ -120,7 +123,7 @@ def own_op(g: Builder, name: str, grid: ActivationGrid | None) -> LinearOp | Non
 
 
 def _own(g: Builder, op: LinearOp, *inputs: ir.Value, **attributes: int | float) -> ir.Value:
-    return g.own(op.name, lambda: function_body(op), *inputs, **attributes)
+    return g.own(op.name, lambda body: function_body(op, body), *inputs, **attributes)
 
 
 def _own_weight(g: Builder, op: LinearOp, name: str) -> list[ir.Value]:

@@ -41,14 +41,14 @@ def _routed(g: Builder, experts: Experts, index: int, x: ir.Value) -> ir.Value:
     flat = g.op("Reshape", x, g.ints([-1, width]))
     chosen, weights = _route(g, experts, index, flat)
     pairs = g.op("Reshape", chosen, g.ints([-1]))  # (T · per token,) the expert of each pair
-    order = _argsort(g, pairs)
+    order, places = _sort(g, experts, pairs)
     tokens = g.op("Div", order, g.ints([experts.per_token]))
     sorted_x = g.op("Unsqueeze", g.op("Gather", flat, tokens, axis=0), g.ints([0]))
     counts = _counts(g, experts, pairs)
     runs = g.ops("Split", experts.count, sorted_x, counts, axis=1)
     outputs = [_gated(g, index, expert(n), run) for n, run in enumerate(runs)]
     joined = g.op("Reshape", g.op("Concat", *outputs, axis=1), g.ints([-1, width]))
-    by_token = g.op("Gather", joined, _argsort(g, order), axis=0)
+    by_token = g.op("Gather", joined, places, axis=0)
     by_token = g.op("Reshape", by_token, g.ints([-1, experts.per_token, width]))
     weights = g.op("Unsqueeze", weights, g.ints([2]))
     return g.op("ReduceSum", g.op("Mul", by_token, g.cast(weights, g.compute)), g.ints([1]),
@@ -91,6 +91,25 @@ def _ones_like(g: Builder, x: ir.Value) -> ir.Value:
     return g.op("Expand", g.floats([1.0]), g.op("Shape", x))
 
 
+def _sort(g: Builder, experts: Experts, pairs: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """The order (n,) that sorts pairs (n,) by expert, and the place of each in that order.
+
+    By counting: a pair stands behind those of earlier experts, and earlier ones of its own.
+    """
+    if not g.rules.sorts_by_counting:
+        order = _argsort(g, pairs)
+        return order, _argsort(g, order)
+    own = g.cast(_belongs(g, experts, pairs), FLOAT)  # exact up to 2^24
+    before = g.op("Sub", g.op("CumSum", own, g.int_scalar(0)), own)
+    counts = g.op("ReduceSum", own, g.ints([0]), keepdims=0)
+    first = g.op("Sub", g.op("CumSum", counts, g.int_scalar(0)), counts)
+    there = g.op("Mul", own, g.op("Add", before, first))
+    places = g.cast(g.op("ReduceSum", there, g.ints([1]), keepdims=0), INT64)
+    count = g.op("Squeeze", g.op("Shape", places))
+    steps = g.op("Range", g.int_scalar(0), count, g.int_scalar(1))
+    return g.op("ScatterElements", steps, places, steps, axis=0), places
+
+
 def _argsort(g: Builder, x: ir.Value) -> ir.Value:
     """The order (n,) that sorts x (n,); equal ones keep theirs, as TopK has it."""
     return g.ops("TopK", 2, x, g.op("Shape", x), axis=0, largest=0, sorted=1)[1]
@@ -98,6 +117,11 @@ def _argsort(g: Builder, x: ir.Value) -> ir.Value:
 
 def _counts(g: Builder, experts: Experts, pairs: ir.Value) -> ir.Value:
     """How many of the pairs (n,) each expert (count,) has."""
+    own = g.cast(_belongs(g, experts, pairs), INT64)
+    return g.op("ReduceSum", own, g.ints([0]), keepdims=0)
+
+
+def _belongs(g: Builder, experts: Experts, pairs: ir.Value) -> ir.Value:
+    """Which expert each of the pairs (n,) belongs to: bool (n, count)."""
     numbers = g.table("experts", list(range(experts.count)))
-    equal = g.op("Equal", g.op("Unsqueeze", pairs, g.ints([1])), numbers)
-    return g.op("ReduceSum", g.cast(equal, INT64), g.ints([0]), keepdims=0)
+    return g.op("Equal", g.op("Unsqueeze", pairs, g.ints([1])), numbers)

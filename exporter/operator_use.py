@@ -1,17 +1,40 @@
-"""Which linears of a graph run as operators of ours (`ort_ops`), and in which formats."""
+"""Which parts of a graph run as operators of ours (`ort_ops`), and in which formats."""
 
 from dataclasses import dataclass
+
+from targets import Target
 
 
 @dataclass(frozen=True)
 class OperatorUse:
-    """The rule: every quantized linear whose format has an operator.
+    """The rule: whatever has a kernel of ours on the target, in a format that it knows.
 
-    `tools.bench_linear` is the measurement behind it: ONNX Runtime's own kernels are faster only on
-    weights unpacked to bytes, by a few percent on large linears, for twice the memory.
+    On a CPU these are all quantized linears: `tools.bench_linear` is the measurement behind that.
+    TensorRT multiplies 8-bit weights and inputs itself, and floats; 4-bit weights and integer
+    inputs it does not.
 
-    `activation_bits`: of linears whose recipe leaves activations in float; 16 keeps them to
-    within 2^-16 of a group's largest, 8 is what MatMulNBits does at accuracy level 4.
+    `float_bits`: of linears whose recipe leaves activations in float; 16 keeps them to within
+    2^-16 of a group's largest, 8 is what MatMulNBits does at accuracy level 4; None: standard
+    operators.
     """
 
-    activation_bits: int = 16
+    float_bits: int | None = 16
+    weight_bits: tuple[int, ...] = (4, 8)  # of linears that are ours
+    attention: bool = True
+    kv_update: bool = False
+    plugins: bool = False  # kernels are plugins of TensorRT, which compute in halves too
+
+
+def operator_use(target: Target, wanted: bool, accuracy_level: int) -> OperatorUse | None:
+    """The operators that graphs for a target use; None: none, or none `wanted`."""
+    if not target.operators or not wanted:
+        return None
+    plugins = target.runtime != "onnxruntime"
+    by_name = {"linear": (4, 8), "linear-w4": (4,)}
+    return OperatorUse(
+        float_bits=None if plugins else 8 if accuracy_level == 4 else 16,
+        weight_bits=next((by_name[name] for name in target.operators if name in by_name), ()),
+        attention="attention" in target.operators,
+        kv_update="kv-update" in target.operators,
+        plugins=plugins,
+    )

@@ -11,6 +11,7 @@ from exporter.errors import UserError
 from exporter.families import Spec, block_shapes
 from exporter.graph_kind import GraphKind
 from exporter.linear_groups import group_of_each
+from exporter.operator_use import OperatorUse
 from exporter.prompts import Prompts
 from exporter.recipes import Recipe
 from exporter.runtime.settings import Settings
@@ -30,21 +31,36 @@ def load_target(name: str) -> targets.Target:
     return target
 
 
-def check_formats(target: targets.Target, spec: Spec, recipe: Recipe) -> None:
-    """Raises UserError on formats that the target's runtime has no graph for."""
+def check_formats(
+    target: targets.Target, spec: Spec, recipe: Recipe, use: OperatorUse | None
+) -> None:
+    """Raises UserError on formats that the target's runtime, with operators of ours where these
+    are in `use`, has no graph for.
+    """
     grid, rows = recipe.weights, recipe.activation
-    if recipe.kv_bits not in target.cache_bits:
+    bits = target.cache_bits
+    if target.runtime != "onnxruntime" and (use is None or not use.kv_update):
+        bits = (16,)  # its own TensorScatter takes floats alone
+    if recipe.kv_bits not in bits:
         raise UserError(
-            f"The runtime of `{target.name}` keeps keys and values in floats alone, not in "
-            f"{recipe.kv_bits} bits",
-            "Leave --kv-bits out",
+            f"The runtime of `{target.name}` keeps keys and values in "
+            f"{' or '.join(map(str, bits))} bits here, not in {recipe.kv_bits}",
+            "Leave --kv-bits out" + " or --no-operators" * (recipe.kv_bits in target.cache_bits),
+        )
+    if recipe.embed_bits not in target.embed_bits:
+        raise UserError(
+            f"The runtime of `{target.name}` looks up embeddings in floats alone, not in "
+            f"{recipe.embed_bits} bits",
+            "Leave --embed-bits out",
         )
     integers = rows is not None and rows.granularity != "group"
-    if grid is not None and grid.bits <= 4 and integers and not target.widens_int4:
+    ours = use is not None and 4 in use.weight_bits
+    if grid is not None and grid.bits <= 4 and integers and not (target.widens_int4 or ours):
         raise UserError(
             f"The runtime of `{target.name}` does not multiply {grid.bits}-bit weights and inputs "
             "rounded a token",
-            "Use --activation group, or a recipe with 8-bit weights or float inputs (w8a8, w4a16)",
+            "Leave --no-operators out, or use --activation group, or 8-bit weights or float inputs "
+            "(w8a8, w4a16)",
         )
     if grid is not None and not target.uneven_groups:
         _check_groups(target, spec, recipe)

@@ -111,7 +111,9 @@ def _fed(g: Builder, ids: ir.Value, start: ir.Value | None) -> ir.Value:
 
 def _counted(g: Builder, key_mask: ir.Value) -> ir.Value:
     """How many positions before each are shown (rows, S)."""
-    count = g.op("CumSum", g.cast(key_mask, INT64), g.int_scalar(1))
+    kind = FLOAT if g.rules.counts_in_floats else INT64  # floats are exact up to 2^24
+    count = g.op("CumSum", g.cast(key_mask, kind), g.int_scalar(1))
+    count = g.cast(count, INT64) if kind == FLOAT else count
     return g.op("Max", g.op("Sub", count, g.ints([1])), g.ints([0]))
 
 

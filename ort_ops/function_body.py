@@ -10,9 +10,14 @@ DOMAIN, OPSET = "dqexport", 24
 
 
 class Body:
-    """The nodes of a function while it is written."""
+    """The nodes of a function while it is written.
 
-    def __init__(self) -> None:
+    For models of an opset; `half`: those whose activations are fp16. What the function computes is
+    in fp32 all the same.
+    """
+
+    def __init__(self, opset: int = OPSET, half: bool = False) -> None:
+        self.opset, self.half = opset, half
         self._inputs: list[ir.Value] = []
         self._nodes: list[ir.Node] = []
 
@@ -20,6 +25,11 @@ class Body:
         value = ir.Value(name=name)
         self._inputs.append(value)
         return value
+
+    def floats(self, name: str) -> ir.Value:
+        """An input of activations, in fp32."""
+        value = self.input(name)
+        return self.op("Cast", value, to=int(ir.DataType.FLOAT)) if self.half else value
 
     def op(self, kind: str, *inputs: ir.Value, **attributes: int | ir.Attr) -> ir.Value:
         given = [
@@ -46,9 +56,19 @@ class Body:
         return self.op("Constant", **{key: ir.RefAttr(key, name, kind)})
 
     def function(
-        self, name: str, output: ir.Value, attributes: Mapping[str, ir.AttributeType]
+        self,
+        name: str,
+        output: ir.Value,
+        attributes: Mapping[str, ir.AttributeType],
+        activations: bool = True,
     ) -> ir.Function:
-        """The finished function with the attributes that it refers to."""
-        graph = ir.Graph(self._inputs, [output], nodes=self._nodes, opset_imports={"": OPSET})
+        """The finished function with the attributes that it refers to.
+
+        `activations`: the output is of these, computed in fp32.
+        """
+        if self.half and activations:
+            output = self.op("Cast", output, to=int(ir.DataType.FLOAT16))
+        versions = {"": self.opset}
+        graph = ir.Graph(self._inputs, [output], nodes=self._nodes, opset_imports=versions)
         declared = [ir.Attr(name, kind, None) for name, kind in attributes.items()]
         return ir.Function(DOMAIN, name, graph=graph, attributes=declared)

@@ -35,10 +35,12 @@ class Target(BaseModel):
     tensorrt: str | None = None  # the version the facts hold for, and later ones of that major
     cuda: str | None = None  # likewise
     opset: int  # highest ONNX opset that the runtime reads
-    operators: tuple[Literal["linear"], ...] = ()  # of our own that have kernels there
+    # of our own that have kernels there; linear-w4: those with 4-bit weights and integer inputs
+    operators: tuple[Literal["linear", "linear-w4", "attention", "kv-update"], ...] = ()
     plugins: tuple[Literal["ipluginv3", "qdp"], ...] = ()  # TensorRT plugin mechanisms, best first
     fixed_capacity: bool = False  # caches have a length that stands in the graph
     cache_bits: tuple[int, ...] = (16, 8, 4)  # that keys and values may be kept in; 16: floats
+    embed_bits: tuple[int, ...] = (16, 8)  # that rows of the embedding may be kept in
     uneven_groups: bool = True  # the last group of a weight's inputs may be shorter than others
     widens_int4: bool = True  # 4-bit weights may become 8-bit ones to meet 8-bit inputs
     native_attention: bool  # the ONNX `Attention` operator runs without a plugin

@@ -18,6 +18,7 @@ from exporter.graph_kind import GraphKind, graph_kinds
 from exporter.graph_rules import PLAIN, GraphRules
 from exporter.linear_groups import block_groups, group_of_each
 from exporter.lower import write_graphs, write_weights
+from exporter.operator_use import OperatorUse
 from exporter.progress import Progress
 from exporter.prompts import used_vocabulary
 from exporter.quant_options import QuantOptions
@@ -176,6 +177,7 @@ def lower(
     logits: bool = False,
     compute: Storage = "fp32",
     rules: GraphRules = PLAIN,
+    operators: OperatorUse | None = None,
 ) -> Lowered:
     """Round the linears to nearest where the recipe quantizes, and write weights and graphs."""
     spec = checkpoint.spec
@@ -196,7 +198,7 @@ def lower(
     facts = loop_facts(described)
     stored = write_weights(checkpoint, quantized, recipe, facts, draft, Progress())
     kinds = graph_kinds(logits, spec.can_cast_shadow)
-    write_graphs(spec, stored, recipe, kinds, draft, rules=rules)
+    write_graphs(spec, stored, recipe, kinds, draft, operators, rules)
     graphs = tuple(
         Graph(k.name, f"graphs/{k.name}.onnx", k.guided, tuple(k.outputs), k.cached) for k in kinds
     )

@@ -6,7 +6,7 @@
 * visible bool (B, 1, Q, S): who sees whom; common bool (B, S): keys that every query sees;
 * v_scale > 0, v_zero whole, from 0 to v_top: fp32, kv heads · K of them in this order, any shape
   that broadcasts to (B, kv heads, 1, S, K);
-* y fp32 (B, Q, H · K).
+* y fp32 (B, Q, H · K). All that is fp32 here may be fp16 instead.
 
 Attributes: `heads`, `kv_heads`; `q_top`, `k_top` (7 or 127), `v_top`, `p_top` (15 or 255), the
 largest codes. Queries and keys are rounded with a scale a vector, keys without the mean of the
@@ -82,12 +82,14 @@ def _vectors(x: Float32, top: int) -> tuple[Float64, Float64]:
     return np.rint(x / scales).clip(-top - 1, top).astype(np.float64), scales.astype(np.float64)
 
 
-def function_body() -> ir.Function:
+def function_body(body: Body | None = None) -> ir.Function:
     """The operator in standard operators, as `exporter.attention_graph` writes them."""
-    body = Body()
-    q, k, v = body.input("q"), body.input("k"), body.input("v")
-    visible, common = body.input("visible"), body.input("common")
-    scale, zero = body.input("v_scale"), body.input("v_zero")
+    body = body or Body()
+    inputs = {
+        name: body.input(name) if name in ("visible", "common") else body.floats(name)
+        for name in ("q", "k", "v", "visible", "common", "v_scale", "v_zero")
+    }
+    q, k, v, visible, common, scale, zero = inputs.values()
     heads, kv_heads = (body.op("Unsqueeze", body.attribute(n, INT), body.ints(0))
                        for n in ("heads", "kv_heads"))  # fmt: skip
     width = body.op("Shape", k, start=3)

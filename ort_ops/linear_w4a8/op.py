@@ -2,7 +2,8 @@
 
 `DqxLinear<format>(x, weight…, bias) -> y`: y = x · W + bias, with x (…, K) rounded to integers at
 run time. `DqxGated<format>(x, weight of gate…, weight of up…) -> silu(x · W_gate) * (x · W_up)`.
-Domain `dqexport`, version 1; x, bias and y are fp32. A format is `W<bits>A<bits>`, with weights
+Domain `dqexport`, version 1; x, bias and y are fp32, or all fp16. A format is `W<bits>A<bits>`,
+with weights
 
 * plain: codes INT4 or INT8 (K, N), scales fp16 or fp32 (ceil(K / group), N); sums in floats, a
   group at a time;
@@ -149,10 +150,10 @@ def _product(
     return total
 
 
-def function_body(op: LinearOp) -> ir.Function:
+def function_body(op: LinearOp, body: Body | None = None) -> ir.Function:
     """The operator in standard operators, in the forms that ONNX Runtime fuses."""
-    body = Body()
-    x = body.input("x")
+    body = body or Body()
+    x = body.floats("x")
     weights = [
         _weight_inputs(body, op, prefix) for prefix in (("gate_", "up_") if op.gated else ("",))
     ]
@@ -170,7 +171,7 @@ def function_body(op: LinearOp) -> ir.Function:
     if op.gated:
         y = body.op("Mul", body.op("Mul", outputs[0], body.op("Sigmoid", outputs[0])), outputs[1])
     else:
-        y = body.op("Add", outputs[0], body.input("bias"))
+        y = body.op("Add", outputs[0], body.floats("bias"))
     kinds = {"group": INT, "activation_group": INT, "step": FLOAT}
     return body.function(op.name, y, kinds)
 

@@ -28,6 +28,7 @@ from tests.commands import (
     tmpfs,
 )
 
+RTX = ["--target", "rtx-40"]
 GATED = [option for option in QUICK_W4 if option != "--no-gate"]
 
 
@@ -35,9 +36,11 @@ GATED = [option for option in QUICK_W4 if option != "--no-gate"]
     ("argv", "says", "hint"),
     [
         (["--target", "jetson-orim"], "did you mean jetson-orin", "dqexport targets"),
-        (["--target", "jetson-orin"], "Refused for now", "`cpu` or `cuda`"),
-        (["--target", "rtx-40", "--recipe", "w4a8"], "4-bit weights", "--activation group"),
-        (["--target", "rtx-40", "--kv-bits", "8"], "8 bits", "--kv-bits"),
+        (["--target", "jetson-orin", "--engine", "full"], "No engines", "--engine"),
+        ([*RTX, "--recipe", "w4a8", "--no-operators"], "4-bit weights", "--no-operators"),
+        ([*RTX, "--kv-bits", "8", "--no-operators"], "not in 8", "--no-operators"),
+        ([*RTX, "--kv-bits", "4"], "16 or 8 bits", "--kv-bits"),
+        ([*RTX, "--embed-bits", "8"], "embeddings in floats", "--embed-bits"),
         (["--target", "rtx-40", "--engine", "half"], "`half`", "full-sample"),
         (["--engine", "full"], "No engines", "--engine"),
         (["--recipe", "w4a15"], "Unknown recipe `w4a15`", "w4a16"),

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from exporter.checkpoint import open_checkpoint
 from exporter.float_session import FloatModel, FloatSession
-from exporter.graph_builder import IR_VERSION, OPSET
+from exporter.graph_builder import IR_VERSION
 from exporter.graph_kind import GraphKind
 from exporter.reductions import SUPPRESSED
 from exporter.runtime.session import Array, Bools, Ints, Reductions, Session
 from exporter.runtime.session_ort import OrtSession
+from ort_ops.function_body import OPSET
 from tests.fixtures_lower import (
     CANVAS,
     GOLDEN,
