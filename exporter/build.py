@@ -130,7 +130,7 @@ def build(
         rules = rules_of(target, canvas)
         operators = write_graphs(spec, stored, recipe, kinds, draft, use, rules)
         emit.copy_loop(draft)
-        if operators:
+        if operators and use is not None and not use.plugins:
             emit.copy_operators(draft)
         emit.copy_tokenizer(checkpoint.folder, draft)
         reference.save(draft / emit.GATE)

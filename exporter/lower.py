@@ -82,14 +82,14 @@ def write_graphs(
 ) -> dict[str, int]:
     """Write one small file for each kind of graph beside the weights file.
 
-    How many nodes of each operator of ours a graph has; all graphs have the same.
+    How many nodes of each operator of ours a graph has at most.
     """
     used: Counter[str] = Counter()
     for kind in kinds:
         compute = TYPES[recipe.compute]
         model = build_graph(spec, stored, compute, kind, recipe.kv_bits, operators, rules)
         ir.save(model, draft / GRAPHS / f"{kind.name}.onnx")
-        used = Counter(node.op_type for node in model.graph if node.domain == DOMAIN)
+        used |= Counter(node.op_type for node in model.graph if node.domain == DOMAIN)
     return dict(sorted(used.items()))
 
 

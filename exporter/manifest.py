@@ -207,7 +207,7 @@ class Manifest(Strict):
     decode: Decode
     runtime: Runtime
     graphs: list[GraphFile]
-    operators: dict[str, int] = {}  # of our own: how many nodes of each a graph has
+    operators: dict[str, int] = {}  # of our own: how many nodes of each a graph has at most
     engines: Engines | None = None  # None: the runtime reads the graphs themselves
     cache_bytes: int | None = None  # of a position of one sequence, in the buffers of cached graphs
     calibration: Calibration | None

@@ -67,6 +67,7 @@ def source_files() -> list[Path]:
     """All files that the library is built from, this one included, relative to `ort_ops`."""
     files = [path for folder in FOLDERS for path in (ROOT / folder).iterdir()]
     found = [path for path in files if path.suffix in (".h", ".cc")]
+    found = [path for path in found if path.name != "launch.h"]  # of the kernels for GPUs
     return sorted(path.relative_to(ROOT) for path in [*found, Path(__file__)])
 
 
