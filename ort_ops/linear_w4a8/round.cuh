@@ -1,0 +1,53 @@
+// Rounds the rows that a quantized linear multiplies; op.py says how.
+#pragma once
+
+#include "../on_cpu.h"
+#include "launch.h"
+
+namespace dqx {
+namespace {
+
+constexpr float LEAST_SCALE = 0x1p-24f;
+constexpr int ROUND_THREADS = 128;
+
+// One rounded x: codes (rows, depth), scales (rows, depth / activation_group).
+struct Rounded {
+  int8_t* codes;
+  float* scales;
+};
+
+// The larger one; what is not a number wins, so that it reaches every output of its row.
+__device__ __forceinline__ float larger(float a, float b) { return a > b || a != a ? a : b; }
+
+// Rounds one run of inputs that share a scale, a block a run.
+template <class T>
+__global__ void __launch_bounds__(ROUND_THREADS) round_runs(Linear call, const T* x, Rounded to) {
+  const int length = call.activation_group;
+  const int64_t first = int64_t{blockIdx.x} * length;
+  __shared__ float largest[ROUND_THREADS];
+  each_thread<ROUND_THREADS>([&](int thread) {
+    float most = 0;
+    for (int i = thread; i < length; i += ROUND_THREADS) {
+      most = larger(most, fabsf(widened(x[first + i])));
+    }
+    largest[thread] = most;
+  });
+  for (int half = ROUND_THREADS / 2; half > 0; half /= 2) {
+    each_thread<ROUND_THREADS>([&](int thread) {
+      if (thread < half) largest[thread] = larger(largest[thread], largest[thread + half]);
+    });
+  }
+  each_thread<ROUND_THREADS>([&](int thread) {
+    const float wanted = largest[0] * call.step;
+    const float scale = wanted < LEAST_SCALE ? LEAST_SCALE : wanted;
+    const float top = call.activation_bits == 4 ? 7.0f : 127.0f;
+    for (int i = thread; i < length; i += ROUND_THREADS) {
+      const float code = rintf(widened(x[first + i]) / scale);
+      to.codes[first + i] = static_cast<int8_t>(fminf(fmaxf(code, -top - 1), top));
+    }
+    if (thread == 0) to.scales[blockIdx.x] = scale;
+  });
+}
+
+}  // namespace
+}  // namespace dqx

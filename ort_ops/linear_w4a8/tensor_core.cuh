@@ -1,0 +1,396 @@
+// Quantized linears on the integer tensor cores of SM 80 and later (mma.sync m16n8k32).
+//
+// A block computes ROWS rows of y by 64 columns a warp, for one part of the depth. Tiles of 64
+// inputs arrive by cp.async, STAGES of them at once, in the layout that ONNX has: codes (depth,
+// width), two of 4 bits a byte. The tensor cores want four inputs of one column in a register. So
+// a thread reads eight columns of four inputs, one octet, and turns them round by byte
+// permutations; mma tile j then is the j-th column of each of the warp's eight octets. What a
+// thread has summed at the end are 16 columns in a row, which it stores at once.
+//
+// 4-bit codes become bytes two at a time: c + 8 stands in each half of a register, and one
+// multiply-add makes (c + 8) * step + 4096 - 8 * step of both, whose low byte is c * step.
+#pragma once
+
+#include "../warp.cuh"
+#include "kernel.cuh"
+
+namespace dqx {
+namespace {
+
+constexpr int WARP_COLUMNS = 64, OCTETS = 8, SLICE = 32, STAGE_DEPTH = 2 * SLICE, STAGES = 3;
+constexpr int CHUNK = 16;  // bytes that cp.async moves
+
+template <int weight_bits, bool channel, int rows, int warps>
+struct Tiling {
+  static constexpr int threads = 32 * warps, columns = WARP_COLUMNS * warps;
+  static constexpr int x_chunks = STAGE_DEPTH / CHUNK;             // of a row of x
+  static constexpr int w_chunks = columns * weight_bits / 8 / CHUNK;  // of an input's weights
+  static constexpr int row_tiles = rows / 16;
+  struct alignas(128) Stage {
+    uint4 x[rows * x_chunks];
+    uint4 weight[STAGE_DEPTH * w_chunks];
+    alignas(16) int8_t steps[2][columns];  // of both slices
+  };
+};
+
+// What one block works on.
+struct Part {
+  int64_t row;       // the first
+  int column;        // the first
+  int first, last;   // inputs
+};
+
+// Where chunk `chunk` of row `row` of x lies, so that eight rows at one place meet no bank twice.
+__device__ __forceinline__ int x_place(int row, int chunk) {
+  return row * (STAGE_DEPTH / CHUNK) + (chunk ^ (row >> 1 & 3));
+}
+
+// Likewise of the weights of input `k`; threads of a warp read inputs that are 4 apart.
+template <int chunks>
+__device__ __forceinline__ int w_place(int k, int chunk) {
+  const int place = k * chunks + chunk;
+  return (place & ~7) | ((place & 7) ^ (2 * (k >> 2 & 3) & 7));
+}
+
+// Sends for the inputs from `k` on; zeros where there are none.
+template <class Tile, int weight_bits, int rows>
+__device__ __forceinline__ void fetch(const Linear& call, const int8_t* x,
+                                      const LinearWeight& weight, const Part& part, int k,
+                                      typename Tile::Stage& stage, int thread) {
+  for (int i = thread; i < rows * Tile::x_chunks; i += Tile::threads) {
+    const int row = i / Tile::x_chunks, from = k + i % Tile::x_chunks * CHUNK;
+    const bool there = part.row + row < call.rows && from < part.last;
+    copy_chunk(&stage.x[x_place(row, i % Tile::x_chunks)],
+               x + (there ? (part.row + row) * call.depth + from : 0), there);
+  }
+  for (int i = thread; i < STAGE_DEPTH * Tile::w_chunks; i += Tile::threads) {
+    const int input = k + i / Tile::w_chunks;
+    const int column = part.column + i % Tile::w_chunks * (CHUNK * 8 / weight_bits);
+    const bool there = input < part.last && column < call.width;
+    const int64_t place = there ? (int64_t{input} * call.width + column) * weight_bits / 8 : 0;
+    copy_chunk(&stage.weight[w_place<Tile::w_chunks>(i / Tile::w_chunks, i % Tile::w_chunks)],
+               static_cast<const uint8_t*>(weight.codes) + place, there);
+  }
+  if (weight_bits == 4 && weight.steps) {
+    constexpr int chunks = Tile::columns / CHUNK;
+    for (int i = thread; i < 2 * chunks; i += Tile::threads) {
+      const int input = k + i / chunks * SLICE, column = part.column + i % chunks * CHUNK;
+      const bool there = input < part.last && column < call.width;
+      const int64_t place = there ? int64_t{input / call.group} * call.width + column : 0;
+      copy_chunk(&stage.steps[i / chunks][i % chunks * CHUNK], weight.steps + place, there);
+    }
+  }
+}
+
+// Four inputs of 8 columns, a register each input, as a register each column: 4 bits.
+__device__ __forceinline__ void turn(const uint32_t (&inputs)[4], const int (&steps)[OCTETS],
+                                     uint32_t (&columns)[OCTETS]) {
+  DQX_UNROLL
+  for (int byte = 0; byte < 4; ++byte) {
+    const unsigned pick = static_cast<unsigned>(byte | (4 + byte) << 8);  // this byte of both, each in a half
+    const uint32_t even = __byte_perm(inputs[0], inputs[2], pick | pick << 4);
+    const uint32_t odd = __byte_perm(inputs[1], inputs[3], pick | pick << 4);
+    DQX_UNROLL
+    for (int high = 0; high < 2; ++high) {
+      const int step = steps[2 * byte + high];
+      const uint32_t base = 0x10001000u - static_cast<uint32_t>(step) * 0x00080008u;
+      const uint32_t a = (even >> 4 * high & 0x000f000fu) ^ 0x00080008u;
+      const uint32_t b = (odd >> 4 * high & 0x000f000fu) ^ 0x00080008u;
+      columns[2 * byte + high] =
+          __byte_perm(a * static_cast<uint32_t>(step) + base,
+                      b * static_cast<uint32_t>(step) + base, 0x6240);
+    }
+  }
+}
+
+// The same of 4 columns of 8 bits.
+__device__ __forceinline__ void turn(const uint32_t (&inputs)[4], uint32_t* columns) {
+  DQX_UNROLL
+  for (int pair = 0; pair < 2; ++pair) {
+    const unsigned pick = pair ? 0x7362 : 0x5140;
+    const uint32_t a = __byte_perm(inputs[0], inputs[1], pick);
+    const uint32_t b = __byte_perm(inputs[2], inputs[3], pick);
+    columns[2 * pair] = __byte_perm(a, b, 0x5410);
+    columns[2 * pair + 1] = __byte_perm(a, b, 0x7632);
+  }
+}
+
+// The weights of one thread in a slice of 32 inputs, as mma takes them.
+struct Columns {
+  uint32_t at[OCTETS][2];
+};
+
+template <class Tile, int weight_bits>
+__device__ __forceinline__ void read_columns(const typename Tile::Stage& stage, int slice,
+                                             int thread, bool stepped, Columns& columns) {
+  const int lane = thread % 32, octet = lane / 4, warp = thread / 32;
+  constexpr int words = weight_bits == 4 ? 1 : 2;  // of an octet
+  const int word = (warp * OCTETS + octet) * words;
+  const auto* weight = reinterpret_cast<const uint32_t*>(stage.weight);
+  int steps[OCTETS];
+  DQX_UNROLL
+  for (int j = 0; j < OCTETS; ++j) {
+    steps[j] = stepped ? stage.steps[slice][warp * WARP_COLUMNS + octet * OCTETS + j] : 1;
+  }
+  DQX_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    uint32_t inputs[words][4], turned[OCTETS];
+    DQX_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int k = slice * SLICE + half * 16 + lane % 4 * 4 + i;
+      DQX_UNROLL
+      for (int part = 0; part < words; ++part) {
+        const int at = word + part;
+        inputs[part][i] = weight[w_place<Tile::w_chunks>(k, at / 4) * 4 + at % 4];
+      }
+    }
+    if constexpr (weight_bits == 4) {
+      turn(inputs[0], steps, turned);
+    } else {
+      turn(inputs[0], turned);
+      turn(inputs[1], turned + 4);
+    }
+    DQX_UNROLL
+    for (int j = 0; j < OCTETS; ++j) columns.at[j][half] = turned[j];
+  }
+}
+
+template <int row_tiles>
+struct Accumulators {
+  Quad at[row_tiles][OCTETS];
+};
+template <int row_tiles>
+struct FloatAccumulators {
+  float at[row_tiles][OCTETS][4];
+};
+
+// Adds the products of one slice of a stage; sums(thread) is what a thread has.
+template <class Tile, int weight_bits, class Sums>
+__device__ __forceinline__ void multiply_slice(
+    const typename Tile::Stage& stage, int slice, int warp, bool stepped,
+    const Sums& sums) {
+  PerThread<Columns, Tile::threads> columns;
+  PerThread<const void*, Tile::threads> places;
+  PerThread<Quad, Tile::threads> x;
+  each_lane(warp, [&](int thread) {
+    read_columns<Tile, weight_bits>(stage, slice, thread, stepped, columns[thread]);
+  });
+  DQX_UNROLL
+  for (int tile = 0; tile < Tile::row_tiles; ++tile) {
+    each_lane(warp, [&](int thread) {
+      const int lane = thread % 32, row = tile * 16 + lane % 16;
+      places[thread] = &stage.x[x_place(row, slice * 2 + lane / 16)];
+    });
+    load_matrices(warp, places, x);
+    DQX_UNROLL
+    for (int j = 0; j < OCTETS; ++j) {
+      multiply_add(
+          warp, x, [&](int thread, int half) { return columns[thread].at[j][half]; },
+          [&](int thread) -> Quad& { return sums(thread).at[tile][j]; });
+    }
+  }
+}
+
+// Of element c of a thread's sums in row tile `tile` and mma tile j: its row and column.
+__device__ __forceinline__ int row_in_block(int thread, int tile, int c) {
+  return tile * 16 + c / 2 * 8 + thread % 32 / 4;
+}
+
+__device__ __forceinline__ int column_in_block(int thread, int c, int j) {
+  return thread / 32 * WARP_COLUMNS + thread % 4 * 16 + c % 2 * 8 + j;
+}
+
+// Scales of the run of inputs at `first` for 8 columns from `column` on.
+__device__ __forceinline__ void read_scales(const Linear& call, const LinearWeight& weight,
+                                            int first, int column, float (&scales)[OCTETS]) {
+  const int64_t place = column + (call.channel ? 0 : int64_t{first / call.group} * call.width);
+  DQX_UNROLL
+  for (int j = 0; j < OCTETS; ++j) scales[j] = value_at(weight.scales, call.scales, place + j);
+}
+
+// A thread's products: integers as long as all of a row share a scale, else floats.
+template <bool channel, int row_tiles>
+struct Products {
+  FloatAccumulators<row_tiles> floats;
+};
+template <int row_tiles>
+struct Products<true, row_tiles> {
+  Accumulators<row_tiles> sums;
+};
+
+// Adds the sums over a run that began at `first`, times its scales, and begins new ones.
+template <class Tile, class Sums, class Totals>
+__device__ __forceinline__ void add_run(const Linear& call, const Rounded& x,
+                                        const LinearWeight& weight, const Part& part, int first,
+                                        int warp, Sums& sums, Totals& totals) {
+  each_lane(warp, [&](int thread) {
+    const int64_t runs = call.depth / call.activation_group;
+    DQX_UNROLL
+    for (int odd = 0; odd < 2; ++odd) {
+      const int column = part.column + column_in_block(thread, odd, 0);
+      if (column >= call.width) break;
+      float scales[OCTETS];
+      read_scales(call, weight, first, column, scales);
+      DQX_UNROLL
+      for (int tile = 0; tile < Tile::row_tiles; ++tile) {
+        DQX_UNROLL
+        for (int c = odd; c < 4; c += 2) {
+          const int64_t row = part.row + row_in_block(thread, tile, c);
+          if (row >= call.rows) break;
+          const float scale = x.scales[row * runs + first / call.activation_group];
+          DQX_UNROLL
+          for (int j = 0; j < OCTETS; ++j) {
+            int& sum = sums[thread].at[tile][j].word[c];
+            totals[thread].floats.at[tile][j][c] += static_cast<float>(sum) * (scales[j] * scale);
+            sum = 0;
+          }
+        }
+      }
+    }
+  });
+}
+
+// x · weight over the inputs of `part`. The last stage may be still read when it returns.
+template <class Tile, int weight_bits, bool channel, int rows, class Totals>
+__device__ __forceinline__ void tile_product(const Linear& call, const Rounded& x,
+                                             const LinearWeight& weight, const Part& part,
+                                             typename Tile::Stage* stages, Totals& totals) {
+  constexpr bool stepped = weight_bits == 4 && channel;
+  const int count = (part.last - part.first + STAGE_DEPTH - 1) / STAGE_DEPTH;
+  const auto send = [&](int step, int thread) {
+    if (step < count) {
+      fetch<Tile, weight_bits, rows>(call, x.codes, weight, part, part.first + step * STAGE_DEPTH,
+                                     stages[step % STAGES], thread);
+    }
+    close_copies();
+  };
+  [[maybe_unused]] PerThread<Accumulators<Tile::row_tiles>, Tile::threads> run;
+  each_thread<Tile::threads>([&](int thread) {
+    if constexpr (!channel) run[thread] = {};
+    totals[thread] = {};
+  });
+  each_thread<Tile::threads>([&](int thread) {
+    for (int step = 0; step < STAGES - 1; ++step) send(step, thread);
+  });
+  for (int step = 0; step < count; ++step) {
+    each_thread<Tile::threads>([&](int) { wait_for_copies<STAGES - 2>(); });
+    each_warp<Tile::threads>([&](int warp) {
+      each_lane(warp, [&](int thread) { send(step + STAGES - 1, thread); });
+      DQX_UNROLL
+      for (int slice = 0; slice < 2; ++slice) {
+        multiply_slice<Tile, weight_bits>(
+            stages[step % STAGES], slice, warp, stepped,
+            [&](int thread) -> Accumulators<Tile::row_tiles>& {
+              if constexpr (channel) return totals[thread].sums;
+              else return run[thread];
+            });
+        if constexpr (!channel) {
+          const int k = part.first + step * STAGE_DEPTH + slice * SLICE;
+          const int end = run_end(call, k) < part.last ? run_end(call, k) : part.last;
+          if (k < part.last && end <= k + SLICE) {
+            add_run<Tile>(call, x, weight, part, k, warp, run, totals);
+          }
+        }
+      }
+    });
+  }
+}
+
+// Eight products in a row: element c of mma tiles 0 … 7 in row tile `tile`.
+template <bool channel, int row_tiles>
+__device__ __forceinline__ void octet_of(const Linear& call, const Rounded& x,
+                                         const LinearWeight& weight,
+                                         const Products<channel, row_tiles>& totals, int tile,
+                                         int c, int64_t row, int column, float (&value)[OCTETS]) {
+  if constexpr (channel) {
+    float scales[OCTETS];
+    read_scales(call, weight, 0, column, scales);
+    DQX_UNROLL
+    for (int j = 0; j < OCTETS; ++j) {
+      value[j] = static_cast<float>(totals.sums.at[tile][j].word[c]) * (scales[j] * x.scales[row]);
+    }
+  } else {
+    DQX_UNROLL
+    for (int j = 0; j < OCTETS; ++j) value[j] = totals.floats.at[tile][j][c];
+  }
+}
+
+__device__ __forceinline__ void store_octet(void* values, Float type, int64_t place,
+                                            const float (&value)[OCTETS]) {
+  DQX_UNROLL
+  for (int j = 0; j < OCTETS; ++j) store(values, type, place + j, value[j]);
+}
+
+// One tile of y; with several parts of the depth, of what each part adds: partial
+// (part, gate or up, row, column).
+template <int weight_bits, bool channel, bool gated, int rows, int warps>
+__global__ void __launch_bounds__(32 * warps)
+    tensor_core_product(Linear call, Rounded x, LinearWeight weight, LinearWeight up,
+                        const void* bias, void* y, float* partial, int part_depth) {
+  using Tile = Tiling<weight_bits, channel, rows, warps>;
+  using Totals = PerThread<Products<channel, Tile::row_tiles>, Tile::threads>;
+  __shared__ typename Tile::Stage stages[STAGES];
+  Totals totals;
+  [[maybe_unused]] Totals others;
+  const int first = static_cast<int>(blockIdx.z) * part_depth;
+  const Part part{int64_t{blockIdx.x} * rows, static_cast<int>(blockIdx.y) * Tile::columns, first,
+                  first + part_depth < call.depth ? first + part_depth : call.depth};
+  tile_product<Tile, weight_bits, channel, rows>(call, x, weight, part, stages, totals);
+  if constexpr (gated) {
+    tile_product<Tile, weight_bits, channel, rows>(call, x, up, part, stages, others);
+  }
+  each_thread<Tile::threads>([&](int thread) {
+    DQX_UNROLL
+    for (int tile = 0; tile < Tile::row_tiles; ++tile) {
+      DQX_UNROLL
+      for (int c = 0; c < 4; ++c) {
+        const int64_t row = part.row + row_in_block(thread, tile, c);
+        const int column = part.column + column_in_block(thread, c, 0);
+        if (row >= call.rows || column >= call.width) continue;
+        const int64_t place = row * call.width + column, matrix = call.rows * call.width;
+        const int64_t from = int64_t{blockIdx.z} * (gated ? 2 : 1) * matrix + place;
+        float value[OCTETS];
+        octet_of(call, x, weight, totals[thread], tile, c, row, column, value);
+        if (partial) store_octet(partial, Float::fp32, from, value);
+        if constexpr (gated) {
+          float other[OCTETS];
+          octet_of(call, x, up, others[thread], tile, c, row, column, other);
+          if (partial) store_octet(partial, Float::fp32, from + matrix, other);
+          DQX_UNROLL
+          for (int j = 0; j < OCTETS; ++j) value[j] = silu(value[j]) * other[j];
+        }
+        if (partial) continue;
+        if (bias) {
+          DQX_UNROLL
+          for (int j = 0; j < OCTETS; ++j) value[j] += value_at(bias, call.type, column + j);
+        }
+        store_octet(y, call.type, place, value);
+      }
+    }
+  });
+}
+
+constexpr int FINISH_THREADS = 256;
+
+// y of what the parts have left, in their order, so that it is the same every time.
+template <bool gated>
+__global__ void __launch_bounds__(FINISH_THREADS)
+    finish_parts(Linear call, const float* partial, int parts, const void* bias, void* y) {
+  each_thread<FINISH_THREADS>([&](int thread) {
+    const int64_t matrix = call.rows * call.width;
+    const int64_t place = int64_t{blockIdx.x} * FINISH_THREADS + thread;
+    if (place >= matrix) return;
+    float value = 0, other = 0;
+    for (int part = 0; part < parts; ++part) {
+      const float* at = partial + int64_t{part} * (gated ? 2 : 1) * matrix + place;
+      value += at[0];
+      if constexpr (gated) other += at[matrix];
+    }
+    if constexpr (gated) value = silu(value) * other;
+    if (bias) value += value_at(bias, call.type, place % call.width);
+    store(y, call.type, place, value);
+  });
+}
+
+}  // namespace
+}  // namespace dqx

@@ -1,0 +1,142 @@
+// What a warp does together, on a GPU and, compiled as C++ with -DDQX_ON_CPU, on the host.
+//
+// `each_warp<N>([&](int warp) { … })` is a phase (on_cpu.h) whose body is written for a warp:
+// `each_lane(warp, [&](int thread) { … })` is what its threads do alone, `load_matrices` and
+// `multiply_add` what they do together, on what they keep PerThread. There is no barrier at its
+// end: shared memory that it read is written again only after an `each_thread`.
+#pragma once
+
+#include "on_cpu.h"
+
+namespace dqx {
+namespace {
+
+// A thread's part of a matrix.
+struct Quad {
+  int word[4];
+};
+
+#ifdef DQX_ON_CPU
+
+struct uint4 {
+  uint32_t x, y, z, w;
+};
+
+inline uint32_t __byte_perm(uint32_t a, uint32_t b, unsigned pick) {
+  const uint64_t bytes = uint64_t{b} << 32 | a;
+  uint32_t picked = 0;
+  for (int byte = 0; byte < 4; ++byte) {
+    picked |= static_cast<uint32_t>(bytes >> 8 * (pick >> 4 * byte & 7) & 255) << 8 * byte;
+  }
+  return picked;
+}
+
+template <int threads, class Phase>
+void each_warp(const Phase& phase) {
+  for (int warp = 0; warp < threads / 32; ++warp) phase(warp);
+}
+
+template <class Work>
+void each_lane(int warp, const Work& work) {
+  for (int lane = 0; lane < 32; ++lane) work(warp * 32 + lane);
+}
+
+inline void copy_chunk(void* to, const void* from, bool there) {
+  if (there) {
+    std::memcpy(to, from, 16);
+  } else {
+    std::memset(to, 0, 16);
+  }
+}
+inline void close_copies() {}
+template <int open>
+void wait_for_copies() {}
+
+template <int threads>
+void load_matrices(int warp, PerThread<const void*, threads>& rows,
+                   PerThread<Quad, threads>& to) {
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      const void* row = rows[warp * 32 + matrix * 8 + lane / 4];
+      std::memcpy(&to[warp * 32 + lane].word[matrix],
+                  static_cast<const char*>(row) + lane % 4 * 4, 4);
+    }
+  }
+}
+
+template <int threads, class B, class Sums>
+void multiply_add(int warp, PerThread<Quad, threads>& a, const B& b, const Sums& sums) {
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int c = 0; c < 4; ++c) {
+      const int row = lane / 4 + c / 2 * 8, column = lane % 4 * 2 + c % 2;
+      int sum = 0;
+      for (int k = 0; k < 32; ++k) {
+        const int left = a[warp * 32 + row % 8 * 4 + k % 16 / 4].word[row / 8 + k / 16 * 2];
+        const auto right = static_cast<int>(b(warp * 32 + column * 4 + k % 16 / 4, k / 16));
+        sum += static_cast<int8_t>(left >> k % 4 * 8) * static_cast<int8_t>(right >> k % 4 * 8);
+      }
+      sums(warp * 32 + lane).word[c] += sum;
+    }
+  }
+}
+
+#else
+
+template <int threads, class Phase>
+__device__ __forceinline__ void each_warp(const Phase& phase) {
+  phase(static_cast<int>(threadIdx.x) / 32);
+}
+
+template <class Work>
+__device__ __forceinline__ void each_lane(int, const Work& work) {
+  work(static_cast<int>(threadIdx.x));
+}
+
+// Starts to copy 16 bytes of device memory into shared memory, or zeros.
+__device__ __forceinline__ void copy_chunk(void* to, const void* from, bool there) {
+  const auto place = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from),
+               "r"(there ? 16 : 0));
+}
+
+// All copies that were started since the last call are one step that can be waited for.
+__device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_group;"); }
+
+// Until at most `open` steps of this thread are under way.
+template <int open>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(open));
+}
+
+// Four matrices of 8 rows by 16 bytes, lane 8 m + r says where row r of matrix m lies: a lane
+// gets bytes 4 (lane % 4) … of row lane / 4 of each (ldmatrix).
+template <int threads>
+__device__ __forceinline__ void load_matrices(int warp, PerThread<const void*, threads>& rows,
+                                              PerThread<Quad, threads>& to) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const auto place = static_cast<unsigned>(__cvta_generic_to_shared(rows[thread]));
+  int(&word)[4] = to[thread].word;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+               : "r"(place));
+}
+
+// sums (16 rows, 8 columns) += a (16, 32) · b (32, 8), of bytes; b(thread, half) and sums(thread)
+// are what threads keep (mma.sync.m16n8k32).
+template <int threads, class B, class Sums>
+__device__ __forceinline__ void multiply_add(int warp, PerThread<Quad, threads>& a, const B& b,
+                                             const Sums& sums) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int(&x)[4] = a[thread].word;
+  int(&sum)[4] = sums(thread).word;
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+      : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(b(thread, 0)), "r"(b(thread, 1)));
+}
+
+#endif
+
+}  // namespace
+}  // namespace dqx

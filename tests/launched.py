@@ -1,0 +1,89 @@
+"""Launchers of CUDA kernels, compiled for this host or for its GPU, and the memory they work on."""
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ort_ops.build import ROOT
+
+WRAPPERS = Path(__file__).parent / "ort_ops"
+WARNINGS = ("-Wall", "-Wextra", "-Werror")
+ON_CPU = ("-std=c++17", "-x", "c++", "-DDQX_ON_CPU", "-ffp-contract=off", *WARNINGS, f"-I{ROOT}")
+ON_GPU = ("-std=c++17", "-arch=native", "-Xcompiler=-Wall,-Werror,-fPIC", f"-I{ROOT}")
+
+Array = npt.NDArray[Any]
+
+
+def host_compiler() -> str | None:
+    return shutil.which("g++")
+
+
+def compile_on_cpu(target: Path, sources: Sequence[str], *flags: str) -> Path:
+    """Compile files of `tests/ort_ops` and of `ort_ops` for the host; a warning is an error."""
+    compiler = host_compiler()
+    assert compiler is not None
+    subprocess.run([compiler, *ON_CPU, *flags, *_paths(sources), "-o", target], check=True)
+    return target
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A launcher behind C functions, `library`, and where its memory is."""
+
+    library: ctypes.CDLL
+    gpu: bool
+
+    @classmethod
+    def compiled(cls, into: Path, sources: Sequence[str], gpu: bool = False) -> "Launched":
+        """Of the same `sources` as `compile_on_cpu`."""
+        made = into / "launched.so"
+        if gpu:
+            command = ["nvcc", *ON_GPU, "-x", "cu", "-shared", *_paths(sources), "-o", str(made)]
+            subprocess.run(command, check=True)
+        else:
+            compile_on_cpu(made, sources, "-O2", "-fPIC", "-shared")
+        return cls(ctypes.CDLL(str(made)), gpu)
+
+    def put(self, array: Array, offset: int = 0) -> "Buffer":
+        """A copy of an array, `offset` bytes behind an aligned address."""
+        return Buffer(array, offset, self.gpu)
+
+    def poisoned(self, shape: Sequence[int], dtype: npt.DTypeLike) -> "Buffer":
+        """Memory whose every byte is 255, not a number, before a launcher writes it."""
+        empty = np.empty(shape, dtype)
+        return self.put(np.full(empty.nbytes, 255, np.uint8).view(empty.dtype).reshape(shape))
+
+
+class Buffer:
+    """Memory of a device that holds one array."""
+
+    def __init__(self, array: Array, offset: int, gpu: bool) -> None:
+        import torch
+
+        self._shape, self._dtype, self._offset = array.shape, array.dtype, offset
+        self._bytes = torch.zeros(offset + array.nbytes + 1, dtype=torch.uint8)
+        values = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self._bytes.numpy()[offset : offset + array.nbytes] = values
+        if gpu:
+            self._bytes = self._bytes.cuda()
+
+    @property
+    def pointer(self) -> int:
+        return self._bytes.data_ptr() + self._offset
+
+    def array(self) -> Array:
+        """What the memory holds now; waits for the GPU."""
+        count = int(np.prod(self._shape)) * self._dtype.itemsize
+        held = self._bytes.cpu().numpy()[self._offset : self._offset + count]
+        return held.copy().view(self._dtype).reshape(self._shape)
+
+
+def _paths(sources: Sequence[str]) -> list[str]:
+    return [str((WRAPPERS if name.endswith(".cc") else ROOT) / name) for name in sources]

@@ -1,0 +1,100 @@
+// Runs launchers over many shapes in memory of exactly their size, for the sanitizers to watch.
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <random>
+
+#include "kv_update/launch.h"
+#include "linear_w4a8/launch.h"
+
+namespace {
+
+std::mt19937 generator(7);
+
+int up_to(int most) { return 1 + static_cast<int>(generator() % static_cast<unsigned>(most)); }
+
+// Bytes that lie alone in memory, each of them `value`.
+std::unique_ptr<char[]> bytes(size_t count, int value) {
+  std::unique_ptr<char[]> made(new char[count]);
+  std::memset(made.get(), value, count);
+  return made;
+}
+
+size_t size(dqx::Float type) { return type == dqx::Float::fp16 ? 2 : 4; }
+
+// Whether none of the numbers is what memory was filled with, not a number: all were written.
+bool written(const char* y, size_t count, size_t each) {
+  for (size_t i = 0; i < count; ++i) {
+    if (!std::memcmp(y + i * each, "\xff\xff\xff\xff", each)) return false;
+  }
+  return true;
+}
+
+bool linear() {
+  dqx::Linear call{};
+  call.activation_group = up_to(40);
+  call.depth = call.activation_group * up_to(6);
+  call.rows = up_to(70) - 1;
+  call.width = up_to(140);
+  call.group = up_to(call.depth);
+  call.step = 0.01f;
+  call.weight_bits = up_to(2) * 4;
+  call.activation_bits = up_to(2) * 4;
+  call.channel = up_to(2) == 1;
+  call.gated = up_to(2) == 1;
+  call.type = static_cast<dqx::Float>(up_to(2) - 1);
+  call.scales = static_cast<dqx::Float>(up_to(2) - 1);
+  const auto depth = static_cast<size_t>(call.depth), width = static_cast<size_t>(call.width);
+  const auto rows = static_cast<size_t>(call.rows);
+  const auto group = static_cast<size_t>(call.group);
+  const size_t groups = (depth + group - 1) / group;
+  // 0x3c3c is a number of about 1 in fp16, 0x3c3c3c3c one of about 0.01 in fp32
+  const auto codes = bytes((depth * width * static_cast<size_t>(call.weight_bits) + 7) / 8, 0x5a);
+  const auto scales = bytes((call.channel ? 1 : groups) * width * size(call.scales), 0x3c);
+  const auto steps = bytes(groups * width, 3), bias = bytes(width * size(call.type), 0x3c);
+  const auto x = bytes(rows * depth * size(call.type), 0x3c);
+  const auto y = bytes(rows * width * size(call.type), 0xff);
+  const auto workspace = bytes(dqx::linear_workspace(call), 0xff);
+  const bool stepped = call.channel && call.weight_bits == 4;
+  const dqx::LinearWeight weight{
+      codes.get(), scales.get(),
+      stepped ? reinterpret_cast<const int8_t*>(steps.get()) : nullptr};
+  const dqx::LinearWeight weights[2] = {weight, weight};
+  const int error = dqx::launch_linear(call, x.get(), weights, up_to(2) == 1 ? bias.get() : nullptr,
+                                       y.get(), workspace.get(), nullptr);
+  return !error && written(y.get(), rows * width, size(call.type));
+}
+
+bool kv_update() {
+  dqx::KvUpdate call{};
+  call.batch = up_to(3);
+  call.heads = up_to(3);
+  call.capacity = up_to(30);
+  call.fed = up_to(call.capacity);
+  call.bytes = up_to(70);
+  const size_t vectors = static_cast<size_t>(call.batch * call.heads);
+  const size_t length = static_cast<size_t>(call.bytes);
+  const size_t count = vectors * static_cast<size_t>(call.capacity) * length;
+  const size_t behind = up_to(2) == 1 ? 0 : 4;  // an address that is aligned for small words alone
+  const auto cache = bytes(count, 1), y = bytes(count + behind, 0xff);
+  const auto fresh = bytes(vectors * static_cast<size_t>(call.fed) * length, 2);
+  std::unique_ptr<int64_t[]> start(new int64_t[static_cast<size_t>(call.batch)]);
+  for (int row = 0; row < call.batch; ++row) start[row] = up_to(40) - 5;
+  const bool in_place = up_to(2) == 1;
+  char* written_to = in_place ? cache.get() : y.get() + behind;
+  const int error = dqx::launch_kv_update(call, cache.get(), fresh.get(), start.get(), written_to,
+                                          nullptr);
+  return !error && written(written_to, count, 1);
+}
+
+}  // namespace
+
+int main() {
+  for (int form = 0; form < 60; ++form) {
+    if (!linear() || !kv_update()) {
+      std::printf("form %d failed or left outputs unwritten\n", form);
+      return 1;
+    }
+  }
+  std::puts("60 forms");
+}

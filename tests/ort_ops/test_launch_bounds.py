@@ -1,0 +1,18 @@
+"""Launchers touch no memory but their own, and leave no output unwritten."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.launched import compile_on_cpu, host_compiler
+
+SANITIZE = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SOURCES = ("linear_w4a8/launch.cu", "kv_update/launch.cu", "launch_bounds.cc")
+
+
+@pytest.mark.skipif(host_compiler() is None, reason="no g++")
+def test_launchers_keep_to_their_memory(tmp_path: Path) -> None:
+    program = compile_on_cpu(tmp_path / "bounds", SOURCES, *SANITIZE)
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "60 forms\n"), done.stdout + done.stderr
