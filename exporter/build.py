@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from exporter import emit, engines, report
+from exporter.alternatives import alternatives
 from exporter.checkpoint import check_weights, open_checkpoint
 from exporter.decoding import (
     DecodeOptions,
@@ -25,6 +26,7 @@ from exporter.manifest import GateResult, Manifest
 from exporter.memory import return_large_blocks
 from exporter.operator_use import operator_use
 from exporter.planner import cache_bytes, check_fits, estimate
+from exporter.predict import predict
 from exporter.preflight import (
     check_formats,
     check_lengths,
@@ -104,7 +106,8 @@ def build(
     use = operator_use(target, options.operators, options.accuracy_level)
     check_formats(target, spec, recipe, use)
     count = count_engines(target, kinds, settings, options.engines)
-    check_fits(estimate(spec, recipe, canvas, count), target, out)
+    others = alternatives(spec, recipe, canvas, target)
+    check_fits(estimate(spec, recipe, canvas, count), target, out, others)
     check_output(out, options.force)
 
     return_large_blocks()
@@ -140,6 +143,8 @@ def build(
             emit.describe_calibration(made.calibration, prompts, rollout),
             emit.describe_passes(made.calibration, made.quantized, made.recipe),
         )  # fmt: skip
+        floor = predict(spec, recipe, target, use, settings, canvas)
+        manifest = manifest.model_copy(update={"prediction": floor})
         if target.engine_built != "none":
             engines.copy_builder(draft)
             plans = plan_engines(kinds, settings, canvas, options.engine_batch)

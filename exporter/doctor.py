@@ -4,13 +4,12 @@ import importlib
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import metadata, util
 from pathlib import Path
 
 import targets
-from exporter import machine
-from exporter.engines import requirements
+from exporter import doctor_gpu, machine, machine_jetson
+from exporter.doctor_target import CUDA_MODULE, MODULES, Here, install_ort, target
+from exporter.finding import Finding, package
 from exporter.ops_command import kernel_here
 from ort_ops.build import prebuilt_library
 
@@ -25,70 +24,55 @@ REQUIRED = {
 }
 OPTIONAL = {
     "safetensors": ("safetensors",),
-    "tensorrt": ("tensorrt",),
+    "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
     "tensorrt_rtx_bindings": ("tensorrt-rtx-cu13-bindings",),
+    "cuda": ("cuda-python", "cuda-bindings"),
 }
-RUNTIME_MODULE = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx_bindings"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the examination."""
-
-    name: str
-    ok: bool
-    seen: str  # what was found, in words
-    hint: str = ""  # what to do, where something is to be done
-    optional: bool = False  # needed by some targets or tools only: not ok is no fault
 
 
 def examine(folder: Path = Path()) -> list[Finding]:
     """Every finding, in reading order; disk space is that of `folder`. Never raises."""
-    graphics = machine.gpus()
+    graphics, board = doctor_gpu.gpus(), machine_jetson.jetson()
     providers = onnxruntime_providers()
-    return [
+    found = [
         python_version(),
         *[package(name, among, optional=False) for name, among in REQUIRED.items()],
         *[package(name, among, optional=True) for name, among in OPTIONAL.items()],
-        Finding("providers", bool(providers), ", ".join(providers) or "none", _install_ort()),
+        Finding("providers", bool(providers), ", ".join(providers) or "none", install_ort()),
         processor(),
         memory(machine.parse_memory(machine.read_text(Path("/proc/meminfo")))),
         disk(folder),
-        gpu(graphics),
-        cuda_libraries(),
-        nvcc(),
+        *doctor_gpu.findings(graphics, board),
         cpp_compiler(),
         operators(),
-        jetson(),
-        *[target(targets.load(name), providers, graphics) for name in targets.names()],
     ]
+    here = summarized(found, providers, graphics, board is not None)
+    return [*found, *[target(targets.load(name), here) for name in targets.names()]]
+
+
+def summarized(
+    findings: Sequence[Finding],
+    providers: Sequence[str],
+    graphics: Sequence[machine.Gpu],
+    jetson: bool,
+) -> Here:
+    """What of the findings decides which targets this machine serves."""
+    seen = {finding.name: finding.seen for finding in findings if finding.ok}
+    return Here(
+        providers=tuple(providers),
+        gpus=tuple(graphics),
+        modules=frozenset(name for name in (*MODULES.values(), CUDA_MODULE) if name in seen),
+        tensorrt=seen.get("tensorrt"),
+        nvcc="nvcc" in seen,
+        headers="tensorrt headers" in seen,
+        compiler="c++ compiler" in seen,
+        jetson=jetson,
+    )
 
 
 def python_version() -> Finding:
     seen = ".".join(map(str, sys.version_info[:3]))
     return Finding("python", sys.version_info >= (3, 11), seen, "Use Python 3.11 or later")
-
-
-def package(name: str, distributions: Sequence[str], optional: bool) -> Finding:
-    """Whether the module `name` is installed and can be imported, and its version."""
-    hint = f"pip install {distributions[0]}"
-    if not is_installed(name):
-        return Finding(name, False, "not installed", hint, optional)
-    try:
-        importlib.import_module(name)
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        seen = f"{_version(distributions)}, but its import fails: {reason}"
-        return Finding(name, False, seen, f"pip install --force-reinstall {distributions[0]}")
-    return Finding(name, True, _version(distributions), optional=optional)
-
-
-def is_installed(name: str) -> bool:
-    """Whether the top-level module `name` can be found, without importing it."""
-    try:
-        return util.find_spec(name) is not None
-    except (ImportError, ValueError):  # ValueError: it is blocked in sys.modules
-        return False
 
 
 def onnxruntime_providers() -> list[str]:
@@ -124,32 +108,6 @@ def disk(folder: Path) -> Finding:
     return Finding("disk", free >= GIB, f"{free / GIB:.1f} GiB free", hint)
 
 
-def gpu(found: Sequence[machine.Gpu]) -> Finding:
-    hint = "Needed to run the GPU targets here, and for `--device cuda`; install NVIDIA's driver"
-    described = [
-        f"{one.name}, SM {one.sm}, driver {one.driver}, "
-        + ("shared memory" if one.memory_mib is None else f"{one.memory_mib / 1024:.1f} GiB")
-        for one in found
-    ]
-    return Finding("gpu", bool(found), "; ".join(described) or "none", hint, optional=True)
-
-
-def cuda_libraries() -> Finding:
-    """The libraries that ONNX Runtime's CUDA provider loads, of CUDA 13 or 12."""
-    wanted = {"cuda": [1], "cudart": [13, 12], "cublasLt": [13, 12], "cudnn": [9]}
-    found = {stem: machine.shared_library(stem, majors) for stem, majors in wanted.items()}
-    missing = [f"lib{stem}" for stem, place in found.items() if not place]
-    seen = f"missing {', '.join(missing)}" if missing else ", ".join(found.values())
-    hint = "`pip install onnxruntime-gpu[cuda,cudnn]` brings all but libcuda, the driver's"
-    return Finding("cuda libraries", not missing, seen, hint, optional=True)
-
-
-def nvcc() -> Finding:
-    version = machine.parse_nvcc(machine.output_of(["nvcc", "--version"]))
-    hint = "Needed to compile the CUDA kernels; install the CUDA toolkit"
-    return Finding("nvcc", version is not None, version or "not found", hint, optional=True)
-
-
 def cpp_compiler() -> Finding:
     seen = machine.compiler()
     hint = "Needed to compile the CPU kernels; install g++ or clang++, or set CXX"
@@ -161,60 +119,3 @@ def operators() -> Finding:
     built = prebuilt_library().is_file()
     hint = "dqexport ops build saves every build a quarter of a minute"
     return Finding("operators", built, kernel_here(), hint, optional=True)
-
-
-def jetson() -> Finding:
-    release = machine.parse_l4t(machine.read_text(Path("/etc/nv_tegra_release")))
-    seen = f"L4T {release}" if release else "not a Jetson"
-    return Finding("jetson", release is not None, seen, optional=True)
-
-
-def target(
-    one: targets.Target, providers: Sequence[str], graphics: Sequence[machine.Gpu]
-) -> Finding:
-    """Whether bundles for `one` can be built, and run here."""
-    obstacle = why_not_here(one, providers, graphics)
-    builder = one.engine_built != "ahead-of-time" or is_installed(RUNTIME_MODULE[one.runtime])
-    here = "can build" if builder else "cannot build here"
-    builds = here if one.supported else "cannot build yet"
-    runs = f"cannot run here: {obstacle}" if obstacle else "can run here"
-    hint = _how_to_run(one, graphics) if obstacle else ""
-    if not builder:
-        hint = f"pip install {' '.join(requirements())} builds its engines, without a GPU"
-    if not one.supported:
-        hint = "Build for cpu or cuda instead; `dqexport targets` tells why"
-    return Finding(f"target {one.name}", one.supported, f"{builds}, {runs}", hint, optional=True)
-
-
-def why_not_here(
-    one: targets.Target, providers: Sequence[str], graphics: Sequence[machine.Gpu]
-) -> str:
-    """What keeps bundles for `one` from running on this machine; empty when nothing does."""
-    module = RUNTIME_MODULE.get(one.runtime)
-    if module and not is_installed(module):
-        return f"the module `{module}` is not installed"
-    missing = [name for name in one.providers if name not in providers]
-    if missing:
-        return f"ONNX Runtime has no {missing[0]}"
-    if one.sm and not any(card.sm in one.sm for card in graphics):
-        here = ", ".join(f"SM {card.sm}" for card in graphics) or "no GPU"
-        return f"it needs SM {'/'.join(map(str, one.sm))}, here is {here}"
-    return ""
-
-
-def _how_to_run(one: targets.Target, graphics: Sequence[machine.Gpu]) -> str:
-    here = one.sm is None or any(card.sm in one.sm for card in graphics)
-    return _install_ort() if here else "Build it here and copy it to a machine with such a GPU"
-
-
-def _install_ort() -> str:
-    return "pip install onnxruntime, or onnxruntime-gpu[cuda,cudnn] for NVIDIA GPUs"
-
-
-def _version(distributions: Sequence[str]) -> str:
-    for name in distributions:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return "version unknown"

@@ -2,7 +2,7 @@
 
 import targets
 from exporter import recipe_names
-from exporter.manifest import Engines, GateResult, Manifest
+from exporter.manifest import Engines, GateResult, Manifest, Prediction
 
 
 def describe(manifest: Manifest) -> str:
@@ -27,6 +27,7 @@ def describe(manifest: Manifest) -> str:
         *operator_lines(manifest),
         *cache_lines(manifest),
         *engine_lines(manifest.engines),
+        *prediction_lines(manifest.prediction),
         *(f"{'' if i else 'passes':12}{step}" for i, step in enumerate(passes)),
         *gate_lines(manifest.gate),
     ]
@@ -60,6 +61,23 @@ def engine_lines(engines: Engines | None) -> list[str]:
         f"engines     {names}; SM {'/'.join(map(str, engines.sm))}, {engines.precision}, at most "
         f"{engines.batch} sequence{'s' * (engines.batch != 1)} at once",
         *(f"            built by {version}" for version in versions),
+    ]
+
+
+def prediction_lines(prediction: Prediction | None) -> list[str]:
+    """What a forward pass takes at least on the target, if that is known."""
+    if prediction is None:
+        return []
+    mode = f" in {prediction.power_mode}" if prediction.power_mode else ""
+    rates = ", ".join(f"{rate:g} TOPS {kind}" for kind, rate in prediction.tops.items())
+    return [
+        f"floor       at {prediction.bandwidth_gb_s:g} GB/s, {rates}{mode}; no run is faster",
+        *(
+            f"            {one.graph}: {one.tokens} tokens on {one.canvas}, "
+            f"{one.milliseconds:.3g} ms, bound by {one.bound}: {one.bytes / 1e9:.3g} GB, "
+            f"{sum(one.operations.values()) / 1e12:.3g} T operations"
+            for one in prediction.forwards
+        ),
     ]
 
 

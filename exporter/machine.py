@@ -1,4 +1,4 @@
-"""Raw facts of the machine at hand: processor, memory, GPUs, toolchains. Nothing is judged here."""
+"""Raw facts of the machine at hand: processor, memory, GPUs, compiler. Nothing is judged here."""
 
 import ctypes
 import os
@@ -74,18 +74,6 @@ def parse_gpus(table: str) -> list[Gpu]:
     return gpus
 
 
-def parse_l4t(release: str) -> str | None:
-    """`# R36 (release), REVISION: 4.3, …` of /etc/nv_tegra_release → `36.4.3`."""
-    found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", release)
-    return f"{found[1]}.{found[2]}" if found else None
-
-
-def parse_nvcc(text: str) -> str | None:
-    """`13.0` of `Cuda compilation tools, release 13.0, V13.0.88`."""
-    found = re.search(r"release (\d+\.\d+)", text)
-    return found[1] if found else None
-
-
 def read_text(path: Path) -> str:
     """A file of the system; empty where there is none or it may not be read."""
     try:
@@ -127,12 +115,18 @@ def compiler() -> str:
     return next((text.splitlines()[0] for text in texts if text), "")
 
 
+def load_library(name: str) -> ctypes.CDLL | None:
+    """The library that the loader finds under a name, if any."""
+    try:
+        return ctypes.CDLL(name)
+    except OSError:
+        return None
+
+
 def shared_library(stem: str, majors: Sequence[int]) -> str:
     """Where lib`stem`.so.N is found, by the loader or in NVIDIA's Python packages; else empty."""
     for name in [f"lib{stem}.so.{major}" for major in majors]:
-        try:
-            ctypes.CDLL(name)
-        except OSError:
+        if load_library(name) is None:
             in_packages = [path for folder in _nvidia_folders() for path in folder.rglob(name)]
             if in_packages:
                 return str(in_packages[0])

@@ -138,6 +138,27 @@ class Engines(Strict):
     built: list[BuiltEngine] = []
 
 
+class PredictedForward(Strict):
+    """The floor of one forward pass of one sequence: see predict.py."""
+
+    graph: str
+    tokens: int  # fed
+    canvas: int
+    bytes: int  # from and to memory, at least
+    operations: dict[str, int]  # of matrix products, by arithmetic; a multiply-add is two
+    milliseconds: float
+    bound: Literal["memory", "arithmetic"]  # what most of them are spent on
+
+
+class Prediction(Strict):
+    """Floors by bandwidth and rates of the target."""
+
+    bandwidth_gb_s: float
+    tops: dict[str, float]  # 1e12 operations a second
+    power_mode: str | None  # in which the board has these
+    forwards: list[PredictedForward]
+
+
 class PassRecord(Strict):
     """One pass as it ran: `step` is its repr, so all settings are on record."""
 
@@ -210,6 +231,7 @@ class Manifest(Strict):
     operators: dict[str, int] = {}  # of our own: how many nodes of each a graph has at most
     engines: Engines | None = None  # None: the runtime reads the graphs themselves
     cache_bytes: int | None = None  # of a position of one sequence, in the buffers of cached graphs
+    prediction: Prediction | None = None  # None: bandwidth or rates of the target are not known
     calibration: Calibration | None
     passes: list[PassRecord]
     gate: GateResult | None

@@ -28,7 +28,11 @@ class Target(BaseModel):
     memory_gib: float | None = (
         None  # None: that of the machine at hand. Jetson: CPU and GPU share it
     )
+    reserved_gib: float = 0.0  # of it that system and firmware keep for themselves
     bandwidth_gb_s: float | None = None  # of that memory, 1e9 bytes a second; None: as above
+    # 1e12 operations a second, a multiply-add being two, of its tensor cores on dense matrices
+    tops: dict[Literal["fp16", "int8"], float] | None = None
+    power_mode: str | None = None  # of nvpmodel, in which it has that bandwidth and these rates
     weight_bits: tuple[int, ...]  # integer widths with a fast matmul, best first
     activations: tuple[Format, ...]  # what a matmul may take as its activations, best first
     formats: tuple[Format, ...]  # everything that the runtime stores or multiplies there

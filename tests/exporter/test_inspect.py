@@ -7,6 +7,7 @@ import pytest
 import targets
 from exporter import recipe_names
 from exporter.inspect import describe, gate_lines, recipe_rows, target_rows
+from exporter.manifest import PredictedForward, Prediction
 from exporter.quant_options import QuantOptions
 from exporter.recipes import make_recipe
 from exporter.verify import read_manifest
@@ -35,6 +36,22 @@ def test_float_and_failed_bundles(float_bundles: dict[str, Path], quick_bundle: 
     assert "unshifted" not in float_text
     assert "FAILED" in describe(read_manifest(quick_bundle))
     assert gate_lines(None) == ["gate        not run"]
+
+
+def test_a_prediction_is_shown_where_there_is_one(reference_bundle: Path) -> None:
+    manifest = read_manifest(reference_bundle)
+    assert manifest.prediction is None and "floor" not in describe(manifest)
+    forward = PredictedForward(
+        graph="cached", tokens=32, canvas=1024, bytes=2_500_000_000,
+        operations={"int8": 4 * 10**11, "fp16": 10**11}, milliseconds=12.345, bound="memory",
+    )  # fmt: skip
+    predicted = Prediction(
+        bandwidth_gb_s=204.8, tops={"int8": 85}, power_mode="MAXN", forwards=[forward]
+    )
+    text = describe(manifest.model_copy(update={"prediction": predicted}))
+    assert "floor       at 204.8 GB/s, 85 TOPS int8 in MAXN" in text
+    shown = "cached: 32 tokens on 1024, 12.3 ms, bound by memory: 2.5 GB, 0.5 T operations"
+    assert shown in text
 
 
 def test_every_target_is_listed_with_a_recipe_that_exists() -> None:

@@ -16,7 +16,7 @@ from exporter.errors import UserError
 from exporter.families import block_shapes
 from exporter.linear_groups import group_of_each
 from exporter.lower import write_weights
-from exporter.planner import Needs, bits_a_weight, check_fits, estimate
+from exporter.planner import Needs, bits_a_weight, cache_bytes, check_fits, estimate
 from exporter.progress import Progress
 from exporter.prompts import used_vocabulary
 from exporter.quant_options import QuantOptions
@@ -180,6 +180,23 @@ def test_a_longer_canvas_needs_more_memory_and_no_more_disk() -> None:
     assert (short.weights, short.work) == (long.weights, long.work)
     assert short.disk == short.weights + short.work
     assert long.activations > 10 * short.activations  # attention scores grow with the square
+    assert long.cache == 10 * short.cache == 640 * cache_bytes(spec, recipe)
+
+
+def test_engines_hold_the_weights_and_code_each() -> None:
+    spec = golden("llada").spec
+    recipe = make_recipe("w4a16", spec, QuantOptions(), "fp16")
+    none, two = estimate(spec, recipe, 64), estimate(spec, recipe, 64, engines=2)
+    assert none.engines == 0 and two.engines == 2 * (none.weights + none.code)
+    deeper = estimate(replace(spec, layers=4 * spec.layers), recipe, 64)
+    assert none.code < deeper.code < 4 * none.code  # some of it is there once
+    assert two.disk - none.disk == two.engines
+
+
+def test_memory_counts_engine_code_where_there_are_engines() -> None:
+    needs = Needs(weights=8, work=100, activations=4, engines=1000, cache=2, code=1)
+    assert sum(needs.memory(targets.load("jetson-orin")).values()) == 15
+    assert sum(needs.memory(targets.load("cpu")).values()) == 14
 
 
 CPU = targets.load("cpu")
@@ -205,16 +222,38 @@ def test_a_disk_that_is_too_small_is_refused_with_numbers(
 
 
 def test_a_board_that_is_too_small_is_refused_with_numbers(tmp_path: Path) -> None:
-    needs = Needs(4096, 4096, 2048)
-    exact = 6144 / GIB
+    needs = Needs(4096, 4096, 2048, cache=1024)
+    exact = 7168 / GIB
     check_fits(needs, CPU.model_copy(update={"memory_gib": exact}), tmp_path)
     check_fits(needs, CPU, tmp_path)  # its memory is not known
     board = CPU.model_copy(update={"memory_gib": exact * 0.999, "title": "A small board"})
-    with pytest.raises(UserError, match=r"for weights and .* for activations, A small board has"):
+    with pytest.raises(UserError, match=r"for weights, .* for activations, .* A small board has"):
         check_fits(needs, board, tmp_path)
-    large = CPU.model_copy(update={"memory_gib": 4.5})
-    with pytest.raises(UserError, match=r"4\.00 GiB for weights and 1\.00 GiB .* 4\.50 GiB"):
-        check_fits(Needs(4 * GIB, 0, GIB), large, tmp_path)
+    large = CPU.model_copy(update={"memory_gib": 5.5})
+    said = r"needs 6\.00 GiB: 4\.00 GiB for weights, 1\.00 GiB .*, 1\.00 GiB .* has 5\.5 GiB$"
+    with pytest.raises(UserError, match=said):
+        check_fits(Needs(4 * GIB, 0, GIB, cache=GIB), large, tmp_path)
+
+
+def test_what_the_system_keeps_is_not_there_for_the_model(tmp_path: Path) -> None:
+    board = CPU.model_copy(update={"memory_gib": 8.0, "reserved_gib": 1.5})
+    check_fits(Needs(6 * GIB, 0, GIB // 2), board, tmp_path)
+    with pytest.raises(UserError, match=r"has 8 GiB, of which its system keeps 1\.5 GiB"):
+        check_fits(Needs(6 * GIB, 0, GIB), board, tmp_path)
+
+
+def test_a_refusal_names_what_would_fit(tmp_path: Path) -> None:
+    board = CPU.model_copy(update={"memory_gib": 4.0})
+    others = [("--a", Needs(5 * GIB, 0, 0)), ("--b", Needs(3 * GIB, 0, GIB)),
+              *((f"--c {n}", Needs(GIB, 0, 0)) for n in range(9))]  # fmt: skip
+    with pytest.raises(UserError) as error:
+        check_fits(NEEDS, board, tmp_path, iter(others))
+    assert error.value.hint == (
+        "It fits with `--b` (4.00 GiB) or `--c 0` (1.00 GiB) or `--c 1` (1.00 GiB)"
+    )
+    with pytest.raises(UserError) as error:
+        check_fits(NEEDS, board, tmp_path, others[:1])
+    assert "smaller model" in error.value.hint
 
 
 SMALL = [n for n in targets.names() if 0 < (targets.load(n).memory_gib or 0) < 29]
@@ -232,5 +271,5 @@ def test_an_8b_model_in_fp32_fits_no_small_board(
     needs = estimate(spec, make_recipe("fp32", spec, QuantOptions(), "fp32"), 1024)
     assert needs.weights == pytest.approx(8.0e9 * 4, rel=0.005)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(0, 0, 100 * GIB))
-    with pytest.raises(UserError, match=r"needs 29\.\d\d GiB for weights"):
+    with pytest.raises(UserError, match=r"29\.\d\d GiB for weights"):
         check_fits(needs, targets.load(name), tmp_path)

@@ -83,6 +83,25 @@ def test_memory_and_bandwidth_are_known_together(target: targets.Target) -> None
 
 
 @each_target
+def test_rates_are_those_of_dense_matrices_in_a_known_mode(target: targets.Target) -> None:
+    """Tensor cores of these chips multiply bytes twice as fast as halves (within the rounding
+    of published figures), and one power mode is what bandwidth and rates hold in.
+    """
+    assert (target.tops is None) == (target.power_mode is None)
+    assert target.reserved_gib == 0 or target.reserved_gib < (target.memory_gib or 0) / 4
+    if target.tops is not None:
+        assert target.bandwidth_gb_s is not None and target.reserved_gib > 0
+        assert target.tops["int8"] == pytest.approx(2 * target.tops["fp16"], rel=0.01)
+
+
+def test_variants_of_a_board_are_the_same_board() -> None:
+    for name, variant in (("jetson-orin", "-jp62"), ("jetson-thor", "-jp71")):
+        one, other = targets.load(name), targets.load(name + variant)
+        for fact in ("memory_gib", "reserved_gib", "bandwidth_gb_s", "tops", "power_mode", "sm"):
+            assert getattr(one, fact) == getattr(other, fact)
+
+
+@each_target
 def test_what_a_build_makes_is_said(target: targets.Target) -> None:
     assert target.supported
     assert target.build_today.startswith("Builds")
