@@ -122,6 +122,12 @@ inline int __dp4a(int a, int b, int sum) {
   return sum;
 }
 
+// Likewise of bytes without a sign.
+inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
+  for (int byte = 0; byte < 4; ++byte) sum += (a >> 8 * byte & 255) * (b >> 8 * byte & 255);
+  return sum;
+}
+
 #else
 
 // Of the GPU that is in use.

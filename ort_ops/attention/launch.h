@@ -5,6 +5,8 @@
 
 namespace dqx {
 
+constexpr int32_t MOST_HEAD_WIDTH = 256;  // channels of a head that launch_attention takes
+
 struct Attention {
   int32_t batch, heads, kv_heads;
   int32_t queries, keys;  // positions
@@ -17,6 +19,7 @@ size_t attention_workspace(const Attention& call);  // bytes that launch_attenti
 
 // q, y (batch, queries, heads · width); k, v (batch, kv heads, keys, width); visible
 // (batch, 1, queries, keys); common (batch, keys); v_scale, v_zero (kv heads · width).
+// cudaErrorInvalidValue where a head is wider than MOST_HEAD_WIDTH, or where there are no keys.
 int launch_attention(const Attention& call, const void* q, const void* k, const void* v,
                      const bool* visible, const bool* common, const void* v_scale,
                      const void* v_zero, void* y, void* workspace, Stream stream);

@@ -4,6 +4,7 @@
 #include <memory>
 #include <random>
 
+#include "attention/launch.h"
 #include "kv_update/launch.h"
 #include "linear_w4a8/launch.h"
 
@@ -87,11 +88,41 @@ bool kv_update() {
   return !error && written(written_to, count, 1);
 }
 
+bool attention() {
+  dqx::Attention call{};
+  call.batch = up_to(3);
+  call.kv_heads = up_to(2);
+  call.heads = call.kv_heads * up_to(2);
+  call.queries = up_to(70) - 1;
+  call.keys = up_to(140);
+  call.width = up_to(3) == 1 ? up_to(dqx::MOST_HEAD_WIDTH) : up_to(20);
+  call.q_top = call.k_top = up_to(2) == 1 ? 7 : 127;
+  call.v_top = call.p_top = up_to(2) == 1 ? 15 : 255;
+  call.type = static_cast<dqx::Float>(up_to(2) - 1);
+  const auto rows = static_cast<size_t>(call.batch * call.queries);
+  const auto keys = static_cast<size_t>(call.batch * call.keys);
+  const auto channels = static_cast<size_t>(call.kv_heads * call.width);
+  const size_t queried = rows * static_cast<size_t>(call.heads * call.width);
+  const auto q = bytes(queried * size(call.type), 0x3c), y = bytes(queried * size(call.type), 0xff);
+  const auto k = bytes(keys * channels * size(call.type), 0x3c);
+  const auto v = bytes(keys * channels * size(call.type), 0x3c);
+  const auto scale = bytes(channels * size(call.type), 0x1c);  // of values that have no zero code
+  const auto zero = bytes(channels * size(call.type), 0);
+  const auto visible = bytes(rows * static_cast<size_t>(call.keys), up_to(2) - 1);
+  const auto common = bytes(keys, 1);
+  const auto workspace = bytes(dqx::attention_workspace(call), 0xff);
+  const int error = dqx::launch_attention(
+      call, q.get(), k.get(), v.get(), reinterpret_cast<const bool*>(visible.get()),
+      reinterpret_cast<const bool*>(common.get()), scale.get(), zero.get(), y.get(),
+      workspace.get(), nullptr);
+  return !error && written(y.get(), queried, size(call.type));
+}
+
 }  // namespace
 
 int main() {
   for (int form = 0; form < 60; ++form) {
-    if (!linear() || !kv_update()) {
+    if (!linear() || !kv_update() || !attention()) {
       std::printf("form %d failed or left outputs unwritten\n", form);
       return 1;
     }

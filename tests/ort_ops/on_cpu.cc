@@ -11,6 +11,10 @@ extern "C" void halve(const float* values, uint16_t* halves, int64_t count) {
 
 extern "C" int dp4a(int a, int b, int sum) { return dqx::__dp4a(a, b, sum); }
 
+extern "C" unsigned dp4a_unsigned(unsigned a, unsigned b, unsigned sum) {
+  return dqx::__dp4a(a, b, sum);
+}
+
 // Thread t of a block adds what all threads of it left in the phase before.
 static void sum_of_block(const int* given, int* sums) {
   using namespace dqx;

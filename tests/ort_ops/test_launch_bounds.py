@@ -8,7 +8,9 @@ import pytest
 from tests.launched import compile_on_cpu, host_compiler
 
 SANITIZE = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-SOURCES = ("linear_w4a8/launch.cu", "kv_update/launch.cu", "launch_bounds.cc")
+SOURCES = (
+    "linear_w4a8/launch.cu", "attention/launch.cu", "kv_update/launch.cu", "launch_bounds.cc"
+)  # fmt: skip
 
 
 @pytest.mark.skipif(host_compiler() is None, reason="no g++")

@@ -12,6 +12,7 @@ from tests.launched import compile_on_cpu, host_compiler
 
 pytestmark = pytest.mark.skipif(host_compiler() is None, reason="no g++")
 INT32 = st.integers(-(2**31), 2**31 - 1)
+UINT32 = st.integers(0, 2**32 - 1)
 
 Halves = npt.NDArray[np.float16]
 Floats = npt.NDArray[np.float32]
@@ -20,7 +21,9 @@ Floats = npt.NDArray[np.float32]
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     made = tmp_path_factory.mktemp("on_cpu") / "on_cpu.so"
-    return ctypes.CDLL(str(compile_on_cpu(made, ["on_cpu.cc"], "-O1", "-fPIC", "-shared")))
+    loaded = ctypes.CDLL(str(compile_on_cpu(made, ["on_cpu.cc"], "-O1", "-fPIC", "-shared")))
+    loaded.dp4a_unsigned.restype = ctypes.c_uint32
+    return loaded
 
 
 def pointer(array: npt.NDArray[np.generic]) -> ctypes.c_void_p:
@@ -73,6 +76,12 @@ def test_any_bits_are_rounded(library: ctypes.CDLL) -> None:
 def test_products_of_bytes(library: ctypes.CDLL, a: int, b: int, total: int) -> None:
     left, right = (np.array([x], np.int32).view(np.int8).astype(int) for x in (a, b))
     assert library.dp4a(a, b, total) == total + left @ right
+
+
+@given(UINT32, UINT32, st.integers(0, 2**31))
+def test_products_of_bytes_without_a_sign(library: ctypes.CDLL, a: int, b: int, total: int) -> None:
+    left, right = (np.array([x], np.uint32).view(np.uint8).astype(int) for x in (a, b))
+    assert library.dp4a_unsigned(*map(ctypes.c_uint32, (a, b, total))) == total + left @ right
 
 
 def test_threads_see_what_others_left_in_the_phase_before(library: ctypes.CDLL) -> None:

@@ -1,0 +1,228 @@
+"""The launcher of attention against what is right for random operands."""
+
+import ctypes
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ort_ops.attention.op import AttentionTops, reference
+from tests.attention_case import AttentionCase, AttentionShape, Floats, random_case
+from tests.launched import Launched, host_compiler
+
+pytestmark = pytest.mark.skipif(host_compiler() is None, reason="no g++")
+SOURCES = ("attention/launch.cu", "launch_attention.cc")
+WIDTHS = (1, 4, 16, 20, 63, 64, 65, 96, 128, 200, 256)
+MOST_WIDTH = 256
+INVALID_VALUE = 1  # cudaErrorInvalidValue
+TOPS = st.builds(
+    AttentionTops,
+    st.sampled_from([7, 127]), st.sampled_from([7, 127]),
+    st.sampled_from([7, 15, 127, 255]), st.sampled_from([7, 15, 127, 255]),
+)  # fmt: skip
+
+
+class Call(ctypes.Structure):
+    """`Attention` of launch.h."""
+
+    _fields_ = [
+        (name, ctypes.c_int32)
+        for name in (
+            "batch", "heads", "kv_heads", "queries", "keys", "width", "q_top", "k_top", "v_top",
+            "p_top", "type",
+        )
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+    made = Launched.compiled(tmp_path_factory.mktemp("attention"), SOURCES, request.param == "gpu")
+    made.library.workspace.restype = made.library.size_of_call.restype = ctypes.c_size_t
+    assert made.library.size_of_call() == ctypes.sizeof(Call)
+    return made
+
+
+def call_of(case: AttentionCase) -> Call:
+    rows, kv_heads, keys, width = case.k.shape
+    tops = case.tops
+    return Call(
+        rows, case.heads, kv_heads, case.q.shape[1], keys, width,
+        tops.q, tops.k, tops.v, tops.p, case.q.dtype == np.float16,
+    )  # fmt: skip
+
+
+def run(launched: Launched, case: AttentionCase) -> tuple[int, Floats]:
+    """The launcher's answer and y."""
+    call = call_of(case)
+    y = launched.poisoned(case.q.shape, case.q.dtype)
+    room = launched.poisoned((launched.library.workspace(ctypes.byref(call)),), np.uint8)
+    buffers = [launched.put(x) for x in case.inputs] + [y, room]
+    pointers = (ctypes.c_void_p(buffer.pointer) for buffer in buffers)
+    return launched.library.launch(ctypes.byref(call), *pointers), y.array()
+
+
+def output(launched: Launched, case: AttentionCase) -> Floats:
+    error, y = run(launched, case)
+    assert error == 0
+    return y
+
+
+def assert_right(case: AttentionCase, y: Floats) -> float:
+    """The share of probabilities that could have had no other code."""
+    low, high, certain = case.bounds()
+    wrong = ~((low <= y) & (y <= high))
+    assert not wrong.any(), f"{y[wrong]} is not between {low[wrong]} and {high[wrong]}"
+    return certain
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> AttentionCase:
+    """Tiles of 32 queries and 64 keys, full and ragged; widths that are no whole words."""
+    kv_heads = draw(st.integers(1, 3))
+    shape = AttentionShape(
+        rows=draw(st.integers(1, 3)),
+        queries=draw(st.sampled_from([1, 2, 31, 32, 33, 70])),
+        keys=draw(st.sampled_from([1, 2, 3, 5, 63, 64, 65, 130, 200])),
+        heads=kv_heads * draw(st.integers(1, 3)),
+        kv_heads=kv_heads,
+        width=draw(st.sampled_from(WIDTHS)),
+    )
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    return random_case(rng, shape, draw(TOPS), draw(st.booleans()))
+
+
+@settings(max_examples=100)
+@given(case=cases())
+def test_it_is_the_reference(launched: Launched, case: AttentionCase) -> None:
+    assert_right(case, output(launched, case))
+
+
+SHAPE = AttentionShape(rows=2, queries=37, keys=90, heads=6, kv_heads=2, width=32)
+
+
+def some_case(seed: int = 0, half: bool = False, **sizes: int) -> AttentionCase:
+    """All see all but the last ten keys, which are not common either."""
+    rng = np.random.default_rng(seed)
+    case = random_case(rng, replace(SHAPE, **sizes), AttentionTops(), half)
+    visible, common = np.ones_like(case.visible), case.common.copy()
+    visible[..., -10:] = False
+    common[:] = False
+    common[:, :64] = True
+    return replace(case, visible=visible, common=common)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_bounds_are_those_of_the_reference(launched: Launched, width: int, half: bool) -> None:
+    """They hold for the operator's own reference, and nearly all codes are certain."""
+    case = some_case(width=width, half=half)
+    q, k, v, scale, zero = (
+        x.astype(np.float32) for x in (case.q, case.k, case.v, case.v_scale, case.v_zero)
+    )
+    y = reference(q, k, v, case.visible, case.common, scale, zero, case.heads, case.tops)
+    assert assert_right(case, y.astype(case.q.dtype)) > 0.99
+    assert_right(case, output(launched, case))
+
+
+def test_any_mean_key(launched: Launched) -> None:
+    """Keys of all bits: a code may differ where it lies next to a half, which is rare."""
+    case = some_case()
+    rng = np.random.default_rng(0)
+    case = replace(case, k=rng.normal(size=case.k.shape).astype(np.float32) + 3)
+    low, high, _ = case.bounds()
+    y = output(launched, case)
+    assert ((low <= y) & (y <= high)).mean() > 0.99
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_queries_do_not_depend_on_their_neighbours(launched: Launched, half: bool) -> None:
+    case = some_case(half=half)
+    together = output(launched, case)
+    for row, query in ((0, 0), (1, 36), (1, 32)):
+        alone = replace(
+            case,
+            q=case.q[row : row + 1, query : query + 1],
+            k=case.k[row : row + 1],
+            v=case.v[row : row + 1],
+            visible=case.visible[row : row + 1, :, query : query + 1],
+            common=case.common[row : row + 1],
+        )
+        np.testing.assert_array_equal(output(launched, alone)[0, 0], together[row, query])
+
+
+def test_what_is_hidden_does_not_count(launched: Launched) -> None:
+    case = some_case()
+    other = replace(case, k=case.k.copy(), v=case.v.copy())
+    other.k[:, :, -10:], other.v[:, :, -10:] = 1e4, -np.inf
+    np.testing.assert_array_equal(output(launched, other), output(launched, case))
+
+
+def test_a_query_that_sees_nothing_takes_the_mean(launched: Launched) -> None:
+    case = some_case(keys=17)
+    hidden = replace(case, visible=np.zeros_like(case.visible))
+    y = output(launched, hidden)
+    assert_right(hidden, y)
+    assert (y == y[:, :1]).all()  # of every query
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["k", "v"])
+def test_not_a_number_reaches_those_who_see_it(launched: Launched, name: str, value: float) -> None:
+    """Key 80 of key head 1, which is not common and seen by query 5 alone. (Infinite values are
+    clipped to the last code.)"""
+    case = some_case()
+    case.visible[0, 0, 5, 80] = True
+    whole = output(launched, case)
+    broken = replace(case, k=case.k.copy(), v=case.v.copy())
+    getattr(broken, name)[0, 1, 80, 3] = value
+    y = output(launched, broken).reshape(2, 37, 6, 32)
+    others = np.ones((2, 37, 6), np.bool_)
+    others[0, 5, 3:] = False
+    np.testing.assert_array_equal(y[others], whole.reshape(y.shape)[others])
+    finite = name == "v" and not np.isnan(value)
+    assert np.isnan(y[~others]).all() != finite
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_query_that_is_not_a_number_stays_alone(launched: Launched, value: float) -> None:
+    case = some_case()
+    whole = output(launched, case).reshape(2, 37, 6, 32)
+    broken = replace(case, q=case.q.copy())
+    broken.q[1, 33, 2 * 32 + 7] = value
+    y = output(launched, broken).reshape(whole.shape)
+    assert np.isnan(y[1, 33, 2]).all()
+    y[1, 33, 2] = whole[1, 33, 2]
+    np.testing.assert_array_equal(y, whole)
+
+
+def test_without_common_keys_there_is_no_mean(launched: Launched) -> None:
+    case = some_case()
+    case.common[1] = False
+    y = output(launched, case)
+    assert np.isnan(y[1]).all() and not np.isnan(y[0]).any()
+
+
+def test_small_vectors_keep_the_least_scale(launched: Launched) -> None:
+    """Below 2^-24 a scale would let a key that is nearly nothing use all codes."""
+    case = some_case()
+    tiny = replace(case, q=case.q * np.float32(2.0**17), k=case.k * np.float32(2.0**-20))
+    assert_right(tiny, output(launched, tiny))
+
+
+def test_what_is_refused(launched: Launched) -> None:
+    assert run(launched, some_case(width=MOST_WIDTH + 1))[0] == INVALID_VALUE
+    none = some_case()
+    empty = replace(
+        none,
+        k=none.k[:, :, :0], v=none.v[:, :, :0], visible=none.visible[..., :0],
+        common=none.common[:, :0],
+    )  # fmt: skip
+    assert run(launched, empty)[0] == INVALID_VALUE
+
+
+def test_no_queries_are_no_work(launched: Launched) -> None:
+    case = some_case()
+    empty = replace(case, q=case.q[:, :0], visible=case.visible[:, :, :0])
+    assert output(launched, empty).shape == (2, 0, 192)
