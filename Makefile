@@ -6,6 +6,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+# runtimes of TensorRT 10 and 11 that load without a GPU: do they take the plugins?
+REGISTRIES := $(addprefix tensorrt-lean-cu13,$(addsuffix ==10.16.1.11, -bindings -libs)) \
+	tensorrt-lean-cu13==10.16.1.11 $(addprefix tensorrt-dispatch-cu13, -bindings==11.4.0.106 -libs==11.4.0.106) \
+	tensorrt-dispatch-cu13==11.4.0.106
 
 .PHONY: demo test install install-dev check check-trt check-gpu check-lm-eval check-arm clean
 
@@ -51,6 +55,7 @@ check:
 
 check-trt: install-dev
 	$(BIN)/python -m pip install --quiet -e '.[rtx]'
+	$(BIN)/python -m pip install --quiet --no-deps $(REGISTRIES)
 	$(BIN)/pytest -m trt
 
 check-lm-eval: install-dev

@@ -226,7 +226,7 @@ def inspect(bundle: BundleFolder, as_json: Json = False) -> None:
 
 @app.command()
 def targets(as_json: Json = False) -> None:
-    """List the targets and what `build` does for each today."""
+    """List the targets and what `build` makes for each."""
     from exporter.inspect import target_rows
 
     _print_table(target_rows(), as_json)

@@ -41,9 +41,6 @@ class Lack:
 
 def target(one: Target, here: Here) -> Finding:
     """Whether bundles and engines for `one` can be built, and run here; ok: all of it."""
-    if not one.supported:
-        hint = "Build for cpu or cuda instead; `dqexport targets` tells why"
-        return Finding(f"target {one.name}", False, "cannot build yet", hint, optional=True)
     build, engines, run = to_build(one, here), to_build_engines(one, here), to_run(one, here)
     parts = [_told("build bundles", build)]
     if one.engine_built == "on-device" and engines == run:

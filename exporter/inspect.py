@@ -109,7 +109,7 @@ def target_rows() -> list[dict[str, str]]:
     """name, title, default recipe and what `build` does, one row a target."""
     found = [targets.load(name) for name in targets.names()]
     return [
-        {"name": t.name, "title": t.title, "recipe": t.default_recipe, "build": t.build_today}
+        {"name": t.name, "title": t.title, "recipe": t.default_recipe, "build": t.build}
         for t in found
     ]
 

@@ -18,17 +18,11 @@ from exporter.runtime.settings import Settings
 
 
 def load_target(name: str) -> targets.Target:
-    """A target that `build` can serve today."""
+    """The target called `name`; UserError with the close ones where there is none."""
     try:
-        target = targets.load(name)
+        return targets.load(name)
     except ValueError as error:
         raise UserError(str(error), "List them with `dqexport targets`") from None
-    if not target.supported:
-        raise UserError(
-            f"Target `{name}` ({target.title}): {target.build_today}",
-            "Build for `cpu` or `cuda`: the portable graphs are what its runtime parses",
-        )
-    return target
 
 
 def check_formats(

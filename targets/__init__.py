@@ -50,8 +50,7 @@ class Target(BaseModel):
     native_attention: bool  # the ONNX `Attention` operator runs without a plugin
     engine_built: Literal["none", "ahead-of-time", "on-device"]
     default_recipe: str
-    supported: bool  # `dqexport build` makes a bundle for it today
-    build_today: str  # what `dqexport build` does today, in a sentence or two
+    build: str  # what `dqexport build` makes, in a sentence or two
 
 
 def names() -> list[str]:

@@ -1,1 +1,1 @@
-"""TensorRT glue over the operators of `ort_ops`; no operator needs a plugin yet."""
+"""TensorRT glue over the operators of `ort_ops`, and what builds them."""

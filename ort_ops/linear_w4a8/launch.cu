@@ -124,6 +124,7 @@ size_t linear_workspace(const Linear& call) {  // grows with the rows
 
 int launch_linear(const Linear& call, const void* x, const LinearWeight* weights, const void* bias,
                   void* y, void* workspace, Stream stream) {
+  if (call.rows == 0) return 0;
   auto* codes = static_cast<int8_t*>(workspace);
   const Rounded rounded{codes, reinterpret_cast<float*>(codes + code_bytes(call))};
   const int error = call.type == Float::fp16 ? round_rows<Half>(call, x, rounded, stream)

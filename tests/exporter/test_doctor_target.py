@@ -112,10 +112,3 @@ def test_versions() -> None:
     assert serves("11.4.0.106", "11.0") and serves("10.3.0", "10.3")
     assert not serves("10.3.0", "10.16.2") and not serves("11.4.0", "10.16.2")
     assert serves("version unknown", "10.3")  # it may be right
-
-
-def test_a_target_that_is_not_supported_says_what_to_do() -> None:
-    future = targets.load("jetson-thor").model_copy(update={"supported": False})
-    finding = target(future, BOARD)
-    assert (finding.ok, finding.optional, finding.seen) == (False, True, "cannot build yet")
-    assert "cpu or cuda" in finding.hint

@@ -189,7 +189,7 @@ def test_a_linear_without_bias(launched: Launched) -> None:
 
 
 TILED = [  # rows, depth, width, group: whole tiles, ragged ones, and parts of the depth
-    (1, 64, 32, 32), (5, 576, 64, 64), (17, 1024, 320, 128), (33, 80, 96, 64), (70, 1072, 288, 32),
+    (0, 64, 32, 32), (1, 64, 32, 32), (5, 576, 64, 64), (17, 1024, 320, 128), (33, 80, 96, 64), (70, 1072, 288, 32),
     (130, 96, 64, 96), (64, 512, 256, 128),
 ]  # fmt: skip
 

@@ -103,9 +103,8 @@ def test_variants_of_a_board_are_the_same_board() -> None:
 
 @each_target
 def test_what_a_build_makes_is_said(target: targets.Target) -> None:
-    assert target.supported
-    assert target.build_today.startswith("Builds")
-    assert target.build_today.endswith(".")
+    assert target.build.startswith("Builds")
+    assert target.build.endswith(".")
 
 
 @each_target
