@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ort_ops.int4 import pack_int4
+from ort_ops.linear_w4a8.launch import Call, WeightPointers
 from ort_ops.linear_w4a8.op import LEAST_SCALE, OPS, LinearOp, Weight, activation_codes
 from tests.launched import Buffer, Launched, host_compiler
 from tests.linear_case import LinearCase, random_case, random_rows
@@ -21,24 +22,6 @@ FORMATS = [op for op in OPS if op.activation_bits <= 8]  # more have no kernel f
 pytestmark = pytest.mark.skipif(host_compiler() is None, reason="no g++")
 
 Floats = npt.NDArray[np.floating[Any]]
-
-
-class Call(ctypes.Structure):
-    """`Linear` of launch.h."""
-
-    _fields_ = [
-        ("rows", ctypes.c_int64), ("depth", ctypes.c_int32), ("width", ctypes.c_int32),
-        ("group", ctypes.c_int32), ("activation_group", ctypes.c_int32), ("step", ctypes.c_float),
-        ("weight_bits", ctypes.c_int32), ("activation_bits", ctypes.c_int32),
-        ("channel", ctypes.c_bool), ("gated", ctypes.c_bool),
-        ("type", ctypes.c_int32), ("scales", ctypes.c_int32),
-    ]  # fmt: skip
-
-
-class WeightPointers(ctypes.Structure):
-    """`LinearWeight` of launch.h."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in ("codes", "scales", "steps")]
 
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -189,8 +172,9 @@ def test_a_linear_without_bias(launched: Launched) -> None:
 
 
 TILED = [  # rows, depth, width, group: whole tiles, ragged ones, and parts of the depth
-    (0, 64, 32, 32), (1, 64, 32, 32), (5, 576, 64, 64), (17, 1024, 320, 128), (33, 80, 96, 64), (70, 1072, 288, 32),
-    (130, 96, 64, 96), (64, 512, 256, 128),
+    (0, 64, 32, 32), (1, 64, 32, 32),
+    (5, 576, 64, 64), (17, 1024, 320, 128), (33, 80, 96, 64), (70, 1072, 288, 32),
+(130, 96, 64, 96), (64, 512, 256, 128),
 ]  # fmt: skip
 
 
