@@ -8,7 +8,8 @@
 // thread has summed at the end are 16 columns in a row, which it stores at once.
 //
 // 4-bit codes become bytes two at a time: c + 8 stands in each half of a register, and one
-// multiply-add makes (c + 8) * step + 4096 - 8 * step of both, whose low byte is c * step.
+// multiply-add makes (c + 8) * step + 4096 - 8 * step of both, whose low byte is c * step. A step
+// may be taken modulo 256.
 #pragma once
 
 #include "../warp.cuh"
@@ -25,7 +26,11 @@ struct Tiling {
   static constexpr int threads = 32 * warps, columns = WARP_COLUMNS * warps;
   static constexpr int x_chunks = STAGE_DEPTH / CHUNK;             // of a row of x
   static constexpr int w_chunks = columns * weight_bits / 8 / CHUNK;  // of an input's weights
-  static constexpr int row_tiles = rows / 16;
+  static constexpr int height = rows, row_tiles = rows / 16;
+  // a thread copies the same chunk of several rows, and of several inputs' weights
+  static constexpr int x_step = threads / x_chunks, x_copies = (rows + x_step - 1) / x_step;
+  static constexpr int w_step = threads / w_chunks, w_copies = STAGE_DEPTH / w_step;
+  static_assert(w_chunks == 8, "a row of weights meets every bank once");
   struct alignas(128) Stage {
     uint4 x[rows * x_chunks];
     uint4 weight[STAGE_DEPTH * w_chunks];
@@ -46,44 +51,71 @@ __device__ __forceinline__ int x_place(int row, int chunk) {
 }
 
 // Likewise of the weights of input `k`; threads of a warp read inputs that are 4 apart.
-template <int chunks>
 __device__ __forceinline__ int w_place(int k, int chunk) {
-  const int place = k * chunks + chunk;
-  return (place & ~7) | ((place & 7) ^ (2 * (k >> 2 & 3) & 7));
+  return k * 8 + (chunk ^ 2 * (k >> 2 & 3));
 }
 
-// Sends for the inputs from `k` on; zeros where there are none.
-template <class Tile, int weight_bits, int rows>
-__device__ __forceinline__ void fetch(const Linear& call, const int8_t* x,
-                                      const LinearWeight& weight, const Part& part, int k,
-                                      typename Tile::Stage& stage, int thread) {
-  for (int i = thread; i < rows * Tile::x_chunks; i += Tile::threads) {
-    const int row = i / Tile::x_chunks, from = k + i % Tile::x_chunks * CHUNK;
-    const bool there = part.row + row < call.rows && from < part.last;
-    copy_chunk(&stage.x[x_place(row, i % Tile::x_chunks)],
-               x + (there ? (part.row + row) * call.depth + from : 0), there);
+// What a thread copies, and from where; it moves on by one stage at a time.
+struct Sender {
+  const int8_t* x;
+  const uint8_t* weight;
+  const int8_t* steps;
+  int k;  // the stage's first input
+};
+
+template <class Tile, int weight_bits>
+__device__ __forceinline__ Sender sender(const Linear& call, const int8_t* x,
+                                         const LinearWeight& weight, const Part& part,
+                                         int thread) {
+  const int64_t row = part.row + thread / Tile::x_chunks;
+  const int input = part.first + thread / Tile::w_chunks;
+  const int column = part.column + thread % Tile::w_chunks * (CHUNK * 8 / weight_bits);
+  return {x + row * call.depth + part.first + thread % Tile::x_chunks * CHUNK,
+          static_cast<const uint8_t*>(weight.codes) +
+              (int64_t{input} * call.width + column) * weight_bits / 8,
+          weight.steps, part.first};
+}
+
+// Sends for one stage; zeros where there is nothing.
+template <class Tile, int weight_bits, bool stepped>
+__device__ __forceinline__ void send(const Linear& call, const Part& part, Sender& from,
+                                     typename Tile::Stage& stage, int thread) {
+  const int chunk = thread % Tile::x_chunks, top = thread / Tile::x_chunks;
+  const bool filled = from.k + chunk * CHUNK < part.last;
+  DQX_UNROLL
+  for (int n = 0; n < Tile::x_copies; ++n) {
+    const int row = top + n * Tile::x_step;
+    if (row >= Tile::height) break;
+    copy_chunk(&stage.x[x_place(row, chunk)], from.x + int64_t{n} * Tile::x_step * call.depth,
+               filled && part.row + row < call.rows);
   }
-  for (int i = thread; i < STAGE_DEPTH * Tile::w_chunks; i += Tile::threads) {
-    const int input = k + i / Tile::w_chunks;
-    const int column = part.column + i % Tile::w_chunks * (CHUNK * 8 / weight_bits);
-    const bool there = input < part.last && column < call.width;
-    const int64_t place = there ? (int64_t{input} * call.width + column) * weight_bits / 8 : 0;
-    copy_chunk(&stage.weight[w_place<Tile::w_chunks>(i / Tile::w_chunks, i % Tile::w_chunks)],
-               static_cast<const uint8_t*>(weight.codes) + place, there);
+  const int w_chunk = thread % Tile::w_chunks, first = thread / Tile::w_chunks;
+  const bool wide = part.column + w_chunk * (CHUNK * 8 / weight_bits) < call.width;
+  const int64_t jump = int64_t{Tile::w_step} * call.width * weight_bits / 8;
+  DQX_UNROLL
+  for (int n = 0; n < Tile::w_copies; ++n) {
+    const int k = first + n * Tile::w_step;
+    copy_chunk(&stage.weight[w_place(k, w_chunk)], from.weight + n * jump,
+               wide && from.k + k < part.last);
   }
-  if (weight_bits == 4 && weight.steps) {
+  if constexpr (stepped) {
     constexpr int chunks = Tile::columns / CHUNK;
-    for (int i = thread; i < 2 * chunks; i += Tile::threads) {
-      const int input = k + i / chunks * SLICE, column = part.column + i % chunks * CHUNK;
-      const bool there = input < part.last && column < call.width;
-      const int64_t place = there ? int64_t{input / call.group} * call.width + column : 0;
-      copy_chunk(&stage.steps[i / chunks][i % chunks * CHUNK], weight.steps + place, there);
+    static_assert(2 * chunks <= Tile::threads, "one chunk a thread");
+    if (thread < 2 * chunks) {
+      const int k = from.k + thread / chunks * SLICE;
+      const int column = part.column + thread % chunks * CHUNK;
+      copy_chunk(&stage.steps[thread / chunks][thread % chunks * CHUNK],
+                 from.steps + int64_t{k / call.group} * call.width + column,
+                 k < part.last && column < call.width);
     }
   }
+  from.x += STAGE_DEPTH;
+  from.weight += Tile::w_copies * jump;
+  from.k += STAGE_DEPTH;
 }
 
 // Four inputs of 8 columns, a register each input, as a register each column: 4 bits.
-__device__ __forceinline__ void turn(const uint32_t (&inputs)[4], const int (&steps)[OCTETS],
+__device__ __forceinline__ void turn(const uint32_t (&inputs)[4], const uint32_t (&steps)[OCTETS],
                                      uint32_t (&columns)[OCTETS]) {
   DQX_UNROLL
   for (int byte = 0; byte < 4; ++byte) {
@@ -92,13 +124,12 @@ __device__ __forceinline__ void turn(const uint32_t (&inputs)[4], const int (&st
     const uint32_t odd = __byte_perm(inputs[1], inputs[3], pick | pick << 4);
     DQX_UNROLL
     for (int high = 0; high < 2; ++high) {
-      const int step = steps[2 * byte + high];
-      const uint32_t base = 0x10001000u - static_cast<uint32_t>(step) * 0x00080008u;
+      const uint32_t step = steps[2 * byte + high];
+      const uint32_t base = 0x10001000u - step * 0x00080008u;
       const uint32_t a = (even >> 4 * high & 0x000f000fu) ^ 0x00080008u;
       const uint32_t b = (odd >> 4 * high & 0x000f000fu) ^ 0x00080008u;
       columns[2 * byte + high] =
-          __byte_perm(a * static_cast<uint32_t>(step) + base,
-                      b * static_cast<uint32_t>(step) + base, 0x6240);
+          __byte_perm(a * step + base, b * step + base, 0x6240);
     }
   }
 }
@@ -120,28 +151,32 @@ struct Columns {
   uint32_t at[OCTETS][2];
 };
 
-template <class Tile, int weight_bits>
+template <class Tile, int weight_bits, bool stepped>
 __device__ __forceinline__ void read_columns(const typename Tile::Stage& stage, int slice,
-                                             int thread, bool stepped, Columns& columns) {
-  const int lane = thread % 32, octet = lane / 4, warp = thread / 32;
+                                             int thread, Columns& columns) {
+  const int lane = thread % 32, octet = lane / 4, four = lane % 4, warp = thread / 32;
   constexpr int words = weight_bits == 4 ? 1 : 2;  // of an octet
   const int word = (warp * OCTETS + octet) * words;
-  const auto* weight = reinterpret_cast<const uint32_t*>(stage.weight);
-  int steps[OCTETS];
-  DQX_UNROLL
-  for (int j = 0; j < OCTETS; ++j) {
-    steps[j] = stepped ? stage.steps[slice][warp * WARP_COLUMNS + octet * OCTETS + j] : 1;
+  const auto* weight = reinterpret_cast<const uint32_t*>(stage.weight) +
+                       w_place(slice * SLICE + four * 4, word / 4) * 4 + word % 4;
+  uint32_t steps[OCTETS];
+  if constexpr (stepped) {
+    const auto* pair = reinterpret_cast<const uint32_t*>(
+        &stage.steps[slice][warp * WARP_COLUMNS + octet * OCTETS]);
+    DQX_UNROLL
+    for (int j = 0; j < OCTETS; ++j) steps[j] = pair[j / 4] >> j % 4 * 8 & 255;
+  } else {
+    DQX_UNROLL
+    for (int j = 0; j < OCTETS; ++j) steps[j] = 1;
   }
   DQX_UNROLL
   for (int half = 0; half < 2; ++half) {
     uint32_t inputs[words][4], turned[OCTETS];
     DQX_UNROLL
     for (int i = 0; i < 4; ++i) {
-      const int k = slice * SLICE + half * 16 + lane % 4 * 4 + i;
       DQX_UNROLL
       for (int part = 0; part < words; ++part) {
-        const int at = word + part;
-        inputs[part][i] = weight[w_place<Tile::w_chunks>(k, at / 4) * 4 + at % 4];
+        inputs[part][i] = weight[(half * 16 + i) * Tile::w_chunks * 4 + part];
       }
     }
     if constexpr (weight_bits == 4) {
@@ -165,15 +200,14 @@ struct FloatAccumulators {
 };
 
 // Adds the products of one slice of a stage; sums(thread) is what a thread has.
-template <class Tile, int weight_bits, class Sums>
-__device__ __forceinline__ void multiply_slice(
-    const typename Tile::Stage& stage, int slice, int warp, bool stepped,
-    const Sums& sums) {
+template <class Tile, int weight_bits, bool stepped, class Sums>
+__device__ __forceinline__ void multiply_slice(const typename Tile::Stage& stage, int slice,
+                                               int warp, const Sums& sums) {
   PerThread<Columns, Tile::threads> columns;
   PerThread<const void*, Tile::threads> places;
   PerThread<Quad, Tile::threads> x;
   each_lane(warp, [&](int thread) {
-    read_columns<Tile, weight_bits>(stage, slice, thread, stepped, columns[thread]);
+    read_columns<Tile, weight_bits, stepped>(stage, slice, thread, columns[thread]);
   });
   DQX_UNROLL
   for (int tile = 0; tile < Tile::row_tiles; ++tile) {
@@ -251,38 +285,43 @@ __device__ __forceinline__ void add_run(const Linear& call, const Rounded& x,
 }
 
 // x · weight over the inputs of `part`. The last stage may be still read when it returns.
-template <class Tile, int weight_bits, bool channel, int rows, class Totals>
+template <class Tile, int weight_bits, bool channel, class Totals>
 __device__ __forceinline__ void tile_product(const Linear& call, const Rounded& x,
                                              const LinearWeight& weight, const Part& part,
                                              typename Tile::Stage* stages, Totals& totals) {
   constexpr bool stepped = weight_bits == 4 && channel;
   const int count = (part.last - part.first + STAGE_DEPTH - 1) / STAGE_DEPTH;
-  const auto send = [&](int step, int thread) {
+  [[maybe_unused]] PerThread<Accumulators<Tile::row_tiles>, Tile::threads> run;
+  PerThread<Sender, Tile::threads> senders;
+  const auto fill = [&](int step, int stage, int thread) {
     if (step < count) {
-      fetch<Tile, weight_bits, rows>(call, x.codes, weight, part, part.first + step * STAGE_DEPTH,
-                                     stages[step % STAGES], thread);
+      send<Tile, weight_bits, stepped>(call, part, senders[thread], stages[stage], thread);
     }
     close_copies();
   };
-  [[maybe_unused]] PerThread<Accumulators<Tile::row_tiles>, Tile::threads> run;
   each_thread<Tile::threads>([&](int thread) {
     if constexpr (!channel) run[thread] = {};
     totals[thread] = {};
+    senders[thread] = sender<Tile, weight_bits>(call, x.codes, weight, part, thread);
   });
   each_thread<Tile::threads>([&](int thread) {
-    for (int step = 0; step < STAGES - 1; ++step) send(step, thread);
+    DQX_UNROLL
+    for (int step = 0; step < STAGES - 1; ++step) fill(step, step, thread);
   });
+  int stage = 0, empty = STAGES - 1;
   for (int step = 0; step < count; ++step) {
     each_thread<Tile::threads>([&](int) { wait_for_copies<STAGES - 2>(); });
     each_warp<Tile::threads>([&](int warp) {
-      each_lane(warp, [&](int thread) { send(step + STAGES - 1, thread); });
+      each_lane(warp, [&](int thread) { fill(step + STAGES - 1, empty, thread); });
       DQX_UNROLL
       for (int slice = 0; slice < 2; ++slice) {
-        multiply_slice<Tile, weight_bits>(
-            stages[step % STAGES], slice, warp, stepped,
-            [&](int thread) -> Accumulators<Tile::row_tiles>& {
-              if constexpr (channel) return totals[thread].sums;
-              else return run[thread];
+        multiply_slice<Tile, weight_bits, stepped>(
+            stages[stage], slice, warp, [&](int thread) -> Accumulators<Tile::row_tiles>& {
+              if constexpr (channel) {
+                return totals[thread].sums;
+              } else {
+                return run[thread];
+              }
             });
         if constexpr (!channel) {
           const int k = part.first + step * STAGE_DEPTH + slice * SLICE;
@@ -293,6 +332,8 @@ __device__ __forceinline__ void tile_product(const Linear& call, const Rounded& 
         }
       }
     });
+    stage = stage + 1 < STAGES ? stage + 1 : 0;
+    empty = empty + 1 < STAGES ? empty + 1 : 0;
   }
 }
 
@@ -335,9 +376,9 @@ __global__ void __launch_bounds__(32 * warps)
   const int first = static_cast<int>(blockIdx.z) * part_depth;
   const Part part{int64_t{blockIdx.x} * rows, static_cast<int>(blockIdx.y) * Tile::columns, first,
                   first + part_depth < call.depth ? first + part_depth : call.depth};
-  tile_product<Tile, weight_bits, channel, rows>(call, x, weight, part, stages, totals);
+  tile_product<Tile, weight_bits, channel>(call, x, weight, part, stages, totals);
   if constexpr (gated) {
-    tile_product<Tile, weight_bits, channel, rows>(call, x, up, part, stages, others);
+    tile_product<Tile, weight_bits, channel>(call, x, up, part, stages, others);
   }
   each_thread<Tile::threads>([&](int thread) {
     DQX_UNROLL
