@@ -1,6 +1,6 @@
 # Two commands do everything on a machine with Python 3.11 or later: `make demo` and `make test`.
-# Others: `make check` (no install), `make check-trt`, `make check-gpu`, `make check-lm-eval`,
-# `make check-arm`, `make clean`.
+# Others: `make check` (no install), `make check-trt`, `make gpu-check`, `make gpu-bench`,
+# `make check-lm-eval`, `make check-arm`, `make clean`.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +11,7 @@ REGISTRIES := $(addprefix tensorrt-lean-cu13,$(addsuffix ==10.16.1.11, -bindings
 	tensorrt-lean-cu13==10.16.1.11 $(addprefix tensorrt-dispatch-cu13, -bindings==11.4.0.106 -libs==11.4.0.106) \
 	tensorrt-dispatch-cu13==11.4.0.106
 
-.PHONY: demo test install install-dev check check-trt check-gpu check-lm-eval check-arm clean
+.PHONY: demo test install install-dev check check-trt gpu-check gpu-bench check-lm-eval check-arm clean
 
 demo: install
 	rm -rf $(DEMO)
@@ -62,9 +62,12 @@ check-lm-eval: install-dev
 	$(BIN)/python -m pip install --quiet -e '.[lm-eval]'
 	$(BIN)/pytest -m lm_eval
 
-# needs an NVIDIA GPU, PyTorch's CUDA build, and onnxruntime-gpu in place of onnxruntime
-check-gpu:
-	$(BIN)/pytest -m gpu
+# need an NVIDIA GPU, nvcc and PyTorch's CUDA build; what needs onnxruntime-gpu, TensorRT or cuda-python
+# besides is skipped where these are missing. Without .venv: make gpu-check BIN=/usr/bin
+gpu-check:
+	$(BIN)/python -m pytest -m gpu -rs
+gpu-bench:
+	$(BIN)/python -m tools.bench_kernels
 
 # needs, on Debian: apt-get install g++-aarch64-linux-gnu qemu-user
 check-arm:

@@ -1,4 +1,4 @@
-"""What needs an NVIDIA GPU: `make check-gpu`, in an environment with the `cuda` extra."""
+"""What needs an NVIDIA GPU: `make gpu-check`, in an environment with the `cuda` extra."""
 
 import json
 from pathlib import Path
