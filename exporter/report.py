@@ -3,7 +3,7 @@
 from html import escape
 from pathlib import Path
 
-from exporter.manifest import GateResult, Manifest
+from exporter.manifest import Engines, GateResult, Manifest
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -169,21 +169,41 @@ def readme(manifest: Manifest) -> str:
         if gate
         else ""
     )
-    engines = (
-        "\n`engines/` holds what was built for GPUs with "
-        f"SM {'/'.join(map(str, manifest.engines.sm))}; `python build_engine.py --graph NAME` adds "
-        "that of another graph.\n`decode.py` runs the graphs on ONNX Runtime.\n"
-        if manifest.engines
-        else ""
-    )
     return f"""# {manifest.model.name}, {manifest.recipe}
 
 A diffusion language model, ready to decode: ONNX graphs, weights, tokenizer and loop.
 Built for `{manifest.target}` by {manifest.made_by}. {closeness}
-    pip install numpy onnxruntime tokenizers jinja2
-    python decode.py --prompt "…"
-    python decode.py --help
-
+{_first_steps(manifest.engines)}
 `manifest.json` describes every file and every pass; `report.html` shows how close the model is to
 its float original. `dqexport verify` on this folder checks each byte and measures again.
-{engines}"""
+"""
+
+
+def _first_steps(engines: Engines | None) -> str:
+    """Commands that lead from the folder to an answer."""
+    decode = '    python decode.py --prompt "…"\n    python decode.py --help\n'
+    if engines is None:
+        return f"    pip install numpy onnxruntime tokenizers jinja2\n{decode}"
+    gpus = f"a GPU of SM {'/'.join(map(str, engines.sm))}"
+    packages = "    pip install numpy cuda-python tokenizers jinja2"
+    if engines.built:
+        start = f"`engines/` is for {gpus}; `python build_engine.py --graph NAME` adds another."
+        version = engines.built[0].version  # no other can read them
+        packages += "".join(
+            f" tensorrt-rtx-cu13-{part}=={version}" for part in ("bindings", "libs")
+        )
+    else:
+        start = f"On a machine with {gpus} and TensorRT's Python module:"
+        packages += "\n    python build_engine.py"
+    program = f"python plugins/trt_plugins/build.py --sm {engines.sm[0]}"
+    plugins = (
+        "\nThe graphs have operators of our own, whose sources are in `plugins/`. Where no library of\n"
+        f"them is there yet `{program}` compiles it, with nvcc.\n"
+        if engines.plugins
+        else ""
+    )
+    otherwise = (
+        "\n`cuda-python` is to be of the CUDA that is installed, 12 (JetPack 6) or 13. Without an\n"
+        "engine `decode.py` runs the graphs on ONNX Runtime, where that is installed.\n"
+    )
+    return f"{start}\n\n{packages}\n{decode}{plugins}{otherwise}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.manifest import Manifest
+from exporter.manifest import BuiltEngine, Engines, Manifest
 from exporter.report import html, readme
 from exporter.verify import read_manifest
 
@@ -99,3 +99,25 @@ def test_the_bundle_holds_report_and_readme(reference_bundle: Path) -> None:
     text = (reference_bundle / "README.md").read_text(encoding="utf-8")
     assert text == readme(manifest)
     assert "decode.py --prompt" in text and "pip install" in text
+
+
+@pytest.mark.parametrize("built", [False, True])
+@pytest.mark.parametrize("plugins", [None, "0" * 64])
+def test_the_readme_leads_from_the_folder_to_an_answer(
+    manifest: Manifest, built: bool, plugins: str | None
+) -> None:
+    one = BuiltEngine(
+        graph="full", path="engines/full.plan", sha256="e", graph_sha256="g", weights_sha256="w",
+        runtime="tensorrt-rtx", version="1.7.1.116", sm=[89],
+    )  # fmt: skip
+    engines = Engines(
+        runtime="tensorrt-rtx", sm=[89], precision="fp16", batch=1, plans=[], plugins=plugins,
+        built=[one] * built,
+    )  # fmt: skip
+    text = readme(manifest.model_copy(update={"engines": engines}))
+    steps = [line.strip() for line in text.splitlines() if line.startswith("    ")]
+    assert steps[0].startswith("pip install") and "cuda-python" in steps[0]
+    assert ("tensorrt-rtx-cu13-libs==1.7.1.116" in steps[0]) == built
+    assert ("python build_engine.py" in steps) == (not built)
+    assert 'python decode.py --prompt "…"' in steps
+    assert ("plugins/trt_plugins/build.py --sm 89" in text) == (plugins is not None)
