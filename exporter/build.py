@@ -24,7 +24,7 @@ from exporter.graph_kind import graph_kinds
 from exporter.graph_rules import rules_of
 from exporter.manifest import GateResult, Manifest
 from exporter.memory import return_large_blocks
-from exporter.operator_use import operator_use
+from exporter.operator_use import needs_plugins, operator_use
 from exporter.planner import cache_bytes, check_fits, estimate
 from exporter.predict import predict
 from exporter.preflight import (
@@ -105,7 +105,7 @@ def build(
     kinds = graph_kinds(options.logits, spec.can_cast_shadow)
     use = operator_use(target, options.operators, options.accuracy_level)
     check_formats(target, spec, recipe, use)
-    count = count_engines(target, kinds, settings, options.engines)
+    count = count_engines(target, kinds, settings, options.engines, needs_plugins(use, recipe))
     others = alternatives(spec, recipe, canvas, target)
     check_fits(estimate(spec, recipe, canvas, count), target, out, others)
     check_output(out, options.force)
@@ -133,7 +133,10 @@ def build(
         rules = rules_of(target, canvas)
         operators = write_graphs(spec, stored, recipe, kinds, draft, use, rules)
         emit.copy_loop(draft)
-        if operators and use is not None and not use.plugins:
+        plugins = None
+        if operators and use is not None and use.plugins:
+            plugins = emit.copy_plugins(draft)
+        elif operators:
             emit.copy_operators(draft)
         emit.copy_tokenizer(checkpoint.folder, draft)
         reference.save(draft / emit.GATE)
@@ -148,7 +151,7 @@ def build(
         if target.engine_built != "none":
             engines.copy_builder(draft)
             plans = plan_engines(kinds, settings, canvas, options.engine_batch)
-            planned = emit.describe_engines(target, recipe, options.engine_batch, plans)
+            planned = emit.describe_engines(target, recipe, options.engine_batch, plans, plugins)
             manifest = manifest.model_copy(update={"engines": planned})
         emit.write_manifest(draft, manifest)  # the loop reads it while the gate runs
         gate = measure(draft, reference, rollout, recipe.limits, progress)

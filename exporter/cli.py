@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from exporter.ablation.command import ablate
+from exporter.bench.command import bench
 from exporter.errors import UserError
 from exporter.evaluation.command import evaluate
 from exporter.ops_command import app as ops
@@ -32,6 +33,7 @@ BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of 
 app.command("eval")(evaluate)
 app.command("ablate")(ablate)
 app.command("tune")(tune)
+app.command("bench")(bench)
 app.add_typer(ops, name="ops")
 
 
@@ -199,14 +201,30 @@ def engine(
         list[str] | None,
         typer.Option(help="Of which graph, may be repeated; default: those the defaults need."),
     ] = None,
+    force: Annotated[bool, typer.Option(help="Build again what is there.")] = False,
+    level: Annotated[
+        int | None,
+        typer.Option(min=0, max=5, help="How long the builder tries; default: TensorRT's own."),
+    ] = None,
+    workspace_mib: Annotated[
+        int | None,
+        typer.Option(min=1, help="MiB a layer may take for itself; default: what the GPU has."),
+    ] = None,
+    trtexec: Annotated[
+        bool, typer.Option(help="Build nothing, print the commands that would.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Build engines of a bundle, as its build_engine.py does."""
-    from exporter.engines import build_in_place
-    from exporter.progress import TerminalProgress
+    """Build engines of a bundle on its device, as the bundle's build_engine.py does."""
+    from exporter.engines import EngineOptions, build_in_place, commands
     from exporter.verify import read_manifest
 
-    built = build_in_place(bundle, read_manifest(bundle), graph, TerminalProgress())
+    manifest = read_manifest(bundle)
+    options = EngineOptions(tuple(graph) if graph else None, force, level, workspace_mib)
+    if trtexec:
+        print(*commands(bundle, manifest, options), sep="\n")
+        return
+    built = build_in_place(bundle, manifest, options)
     if as_json:
         print(json.dumps([one.model_dump() for one in built], indent=2))
         return

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from exporter.device.build_command import MODULES
 from exporter.doctor_gpu import headers_command
 from exporter.engines import requirements
 from exporter.finding import Finding
 from exporter.machine import Gpu
 from targets import Target
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx_bindings"}  # by runtime
 CUDA_MODULE = "cuda"  # of cuda-python, by which engines get their memory
 PACKAGES_OF_NVCC = (
     "pip install nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl"

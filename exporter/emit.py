@@ -44,6 +44,9 @@ from passes.calibrate.states import CalibrationSet
 from passes.numerics import WeightGrid
 from passes.weights.rtn import Rtn
 from targets import Target
+from trt_plugins.build import ROOT as TRT_ROOT
+from trt_plugins.build import source_digest
+from trt_plugins.build import source_files as trt_source_files
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +96,18 @@ def copy_operators(draft: Path) -> None:
         log.warning("the operators are not built, and run slower until they are: %s", error)
 
 
+def copy_plugins(draft: Path) -> str:
+    """The sources of TensorRT's plugins, and what compiles them; their digest (`engines.plugins`).
+
+    Libraries of them are built below the copy: for a GPU on its device, or with the engines.
+    """
+    for source in trt_source_files():
+        place = draft / PLUGINS / source
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(TRT_ROOT / source, place)
+    return source_digest(draft / PLUGINS)
+
+
 def describe(
     model: ModelFacts,
     recipe: Recipe,
@@ -137,9 +152,9 @@ def describe(
 
 
 def describe_engines(
-    target: Target, recipe: Recipe, batch: int, plans: list[EnginePlan]
+    target: Target, recipe: Recipe, batch: int, plans: list[EnginePlan], plugins: str | None
 ) -> Engines:
-    """The manifest's section on engines before any is built."""
+    """The manifest's section on engines before any is built; `plugins`: digest of their sources."""
     assert target.runtime != "onnxruntime"
     assert target.sm is not None
     return Engines(
@@ -148,6 +163,7 @@ def describe_engines(
         precision=recipe.compute,
         batch=batch,
         plans=plans,
+        plugins=plugins,
     )
 
 

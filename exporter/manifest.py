@@ -125,6 +125,9 @@ class BuiltEngine(Strict):
     runtime: Literal["tensorrt", "tensorrt-rtx"]
     version: str
     sm: list[int]
+    plugins: str | None = None  # digest of the plugins it was built with; None: it has none
+    bytes: int | None = None  # of the file
+    seconds: float | None = None  # that building it took
 
 
 class Engines(Strict):
@@ -135,6 +138,7 @@ class Engines(Strict):
     precision: Literal["fp32", "fp16"]  # of float arithmetic; the network is strongly typed
     batch: int  # sequences at once, at most
     plans: list[EnginePlan]
+    plugins: str | None = None  # digest of the plugins' sources, where graphs have nodes of ours
     built: list[BuiltEngine] = []
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from exporter.recipes import Recipe
 from targets import Target
 
 
@@ -38,3 +39,10 @@ def operator_use(target: Target, wanted: bool, accuracy_level: int) -> OperatorU
         kv_update="kv-update" in target.operators,
         plugins=plugins,
     )
+
+
+def needs_plugins(use: OperatorUse | None, recipe: Recipe) -> bool:
+    """Whether graphs of a recipe may have nodes that are plugins of TensorRT."""
+    if use is None or not use.plugins:
+        return False
+    return recipe.kv_bits < 16 or recipe.activation is not None or recipe.attention is not None

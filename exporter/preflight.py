@@ -79,8 +79,11 @@ def count_engines(
     kinds: Sequence[GraphKind],
     settings: Settings,
     asked: Sequence[str] | None,
+    plugins: bool = False,
 ) -> int:
     """How many engines are built here: of the graphs `asked` for, or those that defaults need.
+
+    `plugins`: graphs may have nodes that are plugins.
 
     Raises UserError where a graph does not exist, where engines are built on the device, and where
     what builds them is missing.
@@ -92,7 +95,7 @@ def count_engines(
     for name in asked or ():
         if name not in names:
             raise UserError(f"There is no graph `{name}`", f"There are {', '.join(names)}")
-    check_builder(target)
+    check_builder(target, plugins)
     wanted = default_kinds(kinds, settings) if asked is None else asked
     return len(wanted) if here else 0
 

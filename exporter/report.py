@@ -197,8 +197,8 @@ def _first_steps(engines: Engines | None) -> str:
         packages += "\n    python build_engine.py"
     program = f"python plugins/trt_plugins/build.py --sm {engines.sm[0]}"
     plugins = (
-        "\nThe graphs have operators of our own, whose sources are in `plugins/`. Where no library of\n"
-        f"them is there yet `{program}` compiles it, with nvcc.\n"
+        "\nThe graphs have operators of our own, sources in `plugins/`. Where no library\n"
+        f"of them is there yet `{program}` compiles it, with nvcc.\n"
         if engines.plugins
         else ""
     )

@@ -1,1 +1,1 @@
-"""Copied into bundles byte for byte, to be run on a device; imports nothing of ours."""
+"""Builds engines; copied into bundles byte for byte. Needs the standard library and TensorRT."""

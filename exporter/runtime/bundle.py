@@ -62,6 +62,7 @@ class Bundle:
     runtime: RuntimeFacts
     graphs: tuple[Graph, ...]
     operators: tuple[str, ...] = ()  # of our own that its graphs call
+    engines: str | None = None  # the runtime that it can have engines of
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -88,6 +89,7 @@ def read_bundle(folder: Path) -> Bundle:
             runtime=_facts(RuntimeFacts, data["runtime"]),
             graphs=tuple(_facts(Graph, graph) for graph in data["graphs"]),
             operators=tuple(data.get("operators", ())),
+            engines=(data.get("engines") or {}).get("runtime"),
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is incomplete: {error}", hint="build the bundle again") from error

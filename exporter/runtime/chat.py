@@ -80,7 +80,7 @@ class Chat:
             print(answer, flush=True)
         self.conversation.add(said, answer, dropped)
         if self.stats:
-            _say("\n".join(run.statistics.lines()))
+            _say("\n".join([*run.statistics.lines(), run.runs_on.line()]))
 
 
 def _read() -> str | None:

@@ -4,10 +4,11 @@ Text goes to stdout, a line of numbers to stderr. With one prompt at a time it c
 final: the tokens up to the first mask. With blanks in the prompt, mask ids or `<mask>`, the text
 starts with the filled prompt.
 `--json` prints a line for each prompt, as soon as its batch is done: `{"index", "ids", "new",
-"text", "trace", "sampler", "inexact_draws", "prompts"}` and the figures of `statistics.py`, such as
-"forwards", "skipped" and "seconds". `trace` holds [step, position, id]; positions and `ids` are the
-prompt's own, without the padding of the batch. `text` is null without a tokenizer. `prompts` is how
-many were decoded together: the figures are those of all of them.
+"text", "trace", "sampler", "inexact_draws", "prompts", "runs_on"}` and the figures of
+`statistics.py`, such as "forwards", "skipped" and "seconds". `trace` holds [step, position, id];
+positions and `ids` are the prompt's own, without the padding of the batch. `text` is null without a
+tokenizer. `prompts` is how many were decoded together: the figures are those of all of them.
+`runs_on` tells what did it: {"provider", "runtime", "version", "file"}.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .chat import Chat
 from .conversation import Conversation
 from .engine import Engine, Run, View
 from .errors import UserError
+from .open_model import Hardware
 from .options import make_parser, parse, settings_from
 from .progress import Progress
 from .prompts import Prompt, batches, given_prompts, prepare
@@ -69,9 +71,10 @@ def _run(folder: Path, argv: list[str], prog: str | None) -> None:
     needed = args.chat or any(source.text is not None for source in sources)
     text = _text(folder, needed)
     allowed = allowed_ids(args.allow_ids, args.forbid_ids, bundle.model)
-    engine = Engine(
-        bundle, text, args.provider, args.threads, args.accuracy_level, args.operators, allowed
+    hardware = Hardware(
+        args.provider, args.threads, args.accuracy_level, args.operators, args.cuda_graphs
     )
+    engine = Engine(bundle, text, hardware, allowed, args.batch)
     if args.chat:
         _chat(engine, args)
     else:
@@ -121,7 +124,8 @@ def _decode_all(engine: Engine, prompts: list[Prompt], args: argparse.Namespace)
     progress.clear()
     statistics = total([run.statistics for run in runs])
     if args.stats:
-        print("\n".join(statistics.lines()), file=sys.stderr)
+        ran = dict.fromkeys(run.runs_on.line() for run in runs)
+        print("\n".join([*statistics.lines(), *ran]), file=sys.stderr)
     elif not args.json:
         print(statistics.line(), file=sys.stderr)
 
@@ -142,6 +146,7 @@ def _print(
                 "sampler": prompt.settings.sampler,
                 "inexact_draws": run.inexact_draws,
                 "prompts": len(batch),
+                "runs_on": run.runs_on.as_json(),
                 **run.statistics.as_json(),
             }
             print(json.dumps(line), flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -10,8 +11,9 @@ from .bundle import Bundle
 from .candidates import wanted
 from .errors import UserError
 from .loop import Result, Step, decode
-from .session import Bools, Session
-from .session_ort import open_session
+from .open_model import Hardware, Model, open_model
+from .runs_on import RunsOn
+from .session import Bools
 from .settings import Settings
 from .statistics import Clock, Statistics
 from .task import Task, make_canvas, make_task
@@ -28,6 +30,7 @@ class Run:
     answers: list[Answer]
     statistics: Statistics
     inexact_draws: int
+    runs_on: RunsOn
 
 
 class Engine:
@@ -37,20 +40,18 @@ class Engine:
         self,
         bundle: Bundle,
         text: Text | None,
-        provider: str | None = None,
-        threads: int | None = None,
-        accuracy_level: int | None = None,
-        operators: bool = True,
+        hardware: Hardware,
         allowed: Bools | None = None,
+        rows: int = 1,
     ) -> None:
-        """`allowed` [vocabulary]: the ids that may be predicted; the others as `open_session`."""
+        """`allowed` [vocabulary]: the ids that may be predicted; `rows`: the largest batch."""
         self.bundle, self.text = bundle, text
-        self._hardware = provider, threads, accuracy_level
-        self._operators, self._allowed = operators, allowed
+        self._hardware, self._allowed, self._rows = hardware, allowed, rows
         self._loaded: tuple[bool, bool, frozenset[str]] | None = None
-        self._session: Session | None = None
+        self._session: Model | None = None
+        self._said: set[str] = set()
 
-    def open(self, settings: Settings) -> Session:
+    def open(self, settings: Settings) -> Model:
         """The session for `settings`, loaded unless the last one can do it.
 
         Raises `UserError` where the loop or the graphs cannot decode so.
@@ -64,11 +65,16 @@ class Engine:
             if (guided, cached) == (was_guided, was_cached) and names <= has:
                 return self._session
         self._session = None  # two graphs at a time would take the memory of two models
-        session = open_session(self.bundle, guided, names, *self._hardware, cached, self._operators)
-        if self._allowed is not None:
-            session.restrict(self._allowed)
-        self._session, self._loaded = session, (guided, cached, names)
-        return session
+        self._session = open_model(
+            self.bundle, guided, names, cached, self._hardware, self._rows, self._allowed, self._say
+        )
+        self._loaded = guided, cached, names
+        return self._session
+
+    def _say(self, text: str) -> None:
+        if text not in self._said:
+            print(text, file=sys.stderr)
+        self._said.add(text)
 
     def decode(self, prompts: list[list[int]], settings: Settings, view: View) -> Run:
         """Decode prompts together. Raises `UserError`, also where the model returns NaN."""
@@ -80,7 +86,7 @@ class Engine:
             clock.session, model, settings, task.canvas, task.prompt_length, task.key_mask, result
         )
         view(task, _recorded(clock.timed(steps), result, trace), clock)
-        return Run(answers(task, trace), clock.read(), result.inexact_draws)
+        return Run(answers(task, trace), clock.read(), result.inexact_draws, session.runs_on)
 
 
 def _recorded(steps: Iterator[Step], result: Result, trace: Trace) -> Iterator[Step]:

@@ -237,5 +237,18 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="run standard operators in the place of the bundle's own",
     )
-    group.add_argument("--provider", metavar="NAME", help="ONNX Runtime provider, such as cuda")
+    group.add_argument(
+        "--provider",
+        metavar="NAME",
+        help="tensorrt or tensorrt-rtx: an engine of the bundle; cuda, cpu or another of ONNX"
+        " Runtime's (default: an engine that fits here, else the bundle's of ONNX Runtime)",
+    )
+    group.add_argument(
+        "--cuda-graph",
+        dest="cuda_graphs",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="record calls that repeat, and replay them (default: with engines, not with ONNX"
+        " Runtime)",
+    )
     group.add_argument("--verbose", action="store_true", help="show tracebacks")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import sys
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,21 +12,26 @@ import numpy as np
 import numpy.typing as npt
 
 from .bundle import Bundle, Graph
+from .device_calls import TYPES, DeviceCalls
 from .errors import UserError
+from .feeds import feeds_of, lengthened, shortened
 from .operators import find_library
+from .ort_setup import (
+    check_provider,
+    load_graph,
+    recordable,
+    register,
+    session_options,
+    short_name,
+    usable_providers,
+)
+from .runs_on import RunsOn
 from .session import Array, Bools, Cache, Ints, Reductions
-from .threads import fewer_cores
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
 
-TYPES: dict[str, npt.DTypeLike] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-}
 SUPPRESSED = -1e4  # on the logits of ids that must not be predicted, as the graphs have it
 DEVICES = {"CUDAExecutionProvider": "cuda"}  # where other providers keep tensors: cpu
 
@@ -43,8 +48,23 @@ class OrtCache:
 class OrtSession:
     """One graph of a bundle, loaded. Only the inputs it has and the outputs asked for are bound."""
 
-    def __init__(self, session: ort.InferenceSession) -> None:
-        self._session = session
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        file: str = "",
+        again: Callable[[Path], ort.InferenceSession] | None = None,
+        calls: DeviceCalls | None = None,
+    ) -> None:
+        """`file`: of the bundle, for those who ask what runs; `again`: loads it with a profile.
+
+        `calls`: how it runs where inputs and outputs are to stay on the device.
+        """
+        import onnxruntime as ort
+
+        self._session, self._again, self._calls = session, again, calls
+        self._idle: dict[tuple[int, int], list[dict[str, ort.OrtValue]]] = {}  # of caches
+        provider = short_name(session.get_providers()[0])
+        self.runs_on = RunsOn(provider, "onnxruntime", ort.__version__, file)
         outputs = {o.name for o in session.get_outputs()}
         inputs = session.get_inputs()
         self._inputs = {i.name for i in inputs}
@@ -69,24 +89,15 @@ class OrtSession:
         shadow: Ints | None = None,
     ) -> Reductions:
         """See `session.Session`. A graph with a cache that is not given one forgets."""
-        if self._capacity is not None:  # nobody sees what lies behind the canvas
-            key_mask = np.pad(key_mask, ((0, 0), (0, self._capacity - key_mask.shape[1])))
-        feeds: dict[str, Array] = {
-            "input_ids": ids,
-            "start": np.asarray([start], np.int64),
-            "causal": np.asarray([causal], np.bool_),
-            "key_mask": key_mask,
-            "shadow": np.empty((len(ids), 0), np.int64) if shadow is None else shadow,
-            # reductions of no position at all are more than ONNX Runtime can do
-            "window": window.astype(np.int64) if len(window) else np.asarray([start], np.int64),
-            "special_bias": special_bias,
-            "cfg_scale": np.asarray([cfg_scale or 0.0], np.float32),
-            "temperature": np.asarray([temperature or 1.0], np.float32),
-        }
-        feeds = {n: np.ascontiguousarray(a) for n, a in feeds.items() if n in self._inputs}
+        feeds = feeds_of(
+            self._inputs, self._capacity, ids, key_mask, window, special_bias, cfg_scale,
+            temperature, start, causal, shadow,
+        )  # fmt: skip
         names = sorted(wanted)
         if cache is None and self._kept:
-            cache = self.new_cache(*key_mask.shape)
+            cache = self.new_cache(*feeds["key_mask"].shape)
+        if self._calls is not None:
+            return self._run_on_device(names, feeds, cache, len(window))
         if cache is None:
             feeds |= self._suppress
             return dict(zip(names, self._session.run(names, feeds), strict=True))
@@ -96,6 +107,20 @@ class OrtSession:
         self._run_bound([], feeds, cache)
         shape = (len(ids) // (1 if cfg_scale is None else 2), 0)
         return {name: np.empty(shape) for name in names}
+
+    def _run_on_device(
+        self, names: list[str], feeds: dict[str, Array], cache: Cache | None, window: int
+    ) -> Reductions:
+        """The first `window` positions of all outputs `names`."""
+        assert self._calls is not None
+        assert cache is None or isinstance(cache, OrtCache)
+        feeds |= self._suppress | {"window": lengthened(feeds["window"])}
+        rows, fed = feeds["input_ids"].shape
+        sizes = {"rows": rows, "B": rows // (2 if "cfg_scale" in self._inputs else 1)}
+        sizes |= {"S": fed, "Q": fed, "W": len(feeds["window"]), "C": feeds["key_mask"].shape[1]}
+        kept = {} if cache is None else cache.buffers
+        found = self._calls.run(names, feeds, sizes, kept)
+        return shortened(dict(zip(names, found, strict=True)), window)
 
     def restrict(self, allowed: Bools) -> None:
         """From now on predict only ids that are `allowed` [vocabulary]."""
@@ -109,17 +134,37 @@ class OrtSession:
         self._suppress = {"suppress": bias}
 
     def new_cache(self, rows: int, length: int) -> OrtCache:
-        """See `session.Session`."""
+        """See `session.Session`. On a device memory of caches that are gone is used again."""
+        assert self._kept, "the graph was not opened for calls with a cache"
+        if self._calls is None:
+            return OrtCache(rows, length, self._new_buffers(rows, length))
+        idle = self._idle.setdefault((rows, length), [])  # addresses that calls know already
+        cache = OrtCache(rows, length, idle.pop() if idle else self._new_buffers(rows, length))
+        weakref.finalize(cache, idle.append, cache.buffers)
+        return cache
+
+    def _new_buffers(self, rows: int, length: int) -> dict[str, ort.OrtValue]:
         import onnxruntime as ort
 
-        assert self._kept, "the graph was not opened for calls with a cache"
         device = DEVICES.get(self._session.get_providers()[0], "cpu")
         buffers = {}
         for value in self._kept:
             sizes = {"rows": rows, "C": length}
             empty = np.zeros([sizes.get(size, size) for size in value.shape], TYPES[value.type])
             buffers[value.name] = ort.OrtValue.ortvalue_from_numpy(empty, device, 0)
-        return OrtCache(rows, length, buffers)
+        return buffers
+
+    def profiled(self, calls: Callable[[], None], prefix: Path) -> Path:
+        """Run `calls` of this session with times of all nodes; the JSON file with these."""
+        assert self._again is not None
+        kept, self._session = (self._session, self._calls), self._again(prefix)
+        if self._calls is not None:
+            self._calls = DeviceCalls(self._session, self._calls.device, record=False)
+        try:
+            calls()
+            return Path(self._session.end_profiling())
+        finally:
+            self._session, self._calls = kept
 
     def _run_bound(self, names: list[str], feeds: dict[str, Array], cache: OrtCache) -> list[Array]:
         """The outputs `names`. Cache buffers are inputs and outputs at once: changed in place."""
@@ -143,13 +188,20 @@ def _on_cpu(array: Array) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(array)
 
 
-def choose_graph(
+def fitting_graphs(
     bundle: Bundle, guided: bool, wanted: frozenset[str], cached: bool = False
-) -> Graph:
-    """The first graph with or without guided rows and a cache that returns what is wanted."""
-    for graph in bundle.graphs:
-        if (graph.guided, graph.cached) == (guided, cached) and wanted <= set(graph.outputs):
-            return graph
+) -> list[Graph]:
+    """The graphs with or without guided rows and a cache that return what is wanted, in order.
+
+    Raises UserError where there is none.
+    """
+    found = [
+        graph
+        for graph in bundle.graphs
+        if (graph.guided, graph.cached) == (guided, cached) and wanted <= set(graph.outputs)
+    ]
+    if found:
+        return found
     have = "; ".join(
         f"{g.name}{' (guided)' * g.guided}{' (cached)' * g.cached}: {', '.join(g.outputs)}"
         for g in bundle.graphs
@@ -161,6 +213,13 @@ def choose_graph(
     )
 
 
+def choose_graph(
+    bundle: Bundle, guided: bool, wanted: frozenset[str], cached: bool = False
+) -> Graph:
+    """The first of `fitting_graphs`."""
+    return fitting_graphs(bundle, guided, wanted, cached)[0]
+
+
 def open_session(
     bundle: Bundle,
     guided: bool,
@@ -170,11 +229,12 @@ def open_session(
     accuracy_level: int | None = None,
     cached: bool = False,
     operators: bool = True,
+    cuda_graphs: bool = False,
 ) -> OrtSession:
     """Load the graph of the bundle that can answer; settings left out come from the manifest.
 
     `cached`: one whose calls may be given a cache. `operators`: use the bundle's own, where it has
-    some; else their standard form runs.
+    some; else their standard form runs. `cuda_graphs`: record calls that repeat, on CUDA.
     """
     try:
         import onnxruntime as ort
@@ -186,74 +246,22 @@ def open_session(
     path = bundle.folder / graph.path
     if not path.is_file():
         raise UserError(f"{path} is missing", hint="copy the whole bundle, or build it again")
-    providers = _providers(ort.get_available_providers(), bundle.runtime.providers, provider)
+    providers = usable_providers(ort.get_available_providers(), bundle.runtime.providers, provider)
     level = bundle.runtime.accuracy_level if accuracy_level is None else accuracy_level
     library = find_library(bundle.folder) if operators and bundle.operators else None
-    options = _options(level, threads)
-    if library is not None and not _register(options, library):
-        options = _options(level, threads)
-    session = _load(path, options, providers)
-    _check_provider(session.get_providers(), providers, path)
-    return OrtSession(session)
 
+    def load(profile: Path | None = None, record: bool = False) -> ort.InferenceSession:
+        options = session_options(level, threads)
+        if library is not None and not register(options, library):
+            options = session_options(level, threads)
+        if profile is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
+        return load_graph(path, options, providers, record)
 
-def _load(path: Path, options: ort.SessionOptions, providers: list[str]) -> ort.InferenceSession:
-    import onnxruntime as ort
-
-    try:
-        return ort.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:  # onnxruntime raises types of its own, by version
-        if "DQX_KERNEL" not in str(error):
-            raise
-        raise UserError(
-            f"DQX_KERNEL is {os.environ.get('DQX_KERNEL')!r}, no kernel of this machine",
-            hint="unset DQX_KERNEL: it is for tests",
-        ) from error
-
-
-def _options(accuracy_level: int, threads: int | None) -> ort.SessionOptions:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3  # errors only
-    options.enable_cpu_mem_arena = False  # no slower here, and freed memory goes back
-    # ONNX Runtime quantizes activations to 8 bits unless told otherwise
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
-    count = fewer_cores() if threads is None else threads
-    if count is not None:
-        options.intra_op_num_threads = count
-    return options
-
-
-def _register(options: ort.SessionOptions, library: Path) -> bool:
-    """Whether the library could be loaded; if not, says why on stderr."""
-    try:
-        options.register_custom_ops_library(str(library))
-    except Exception as error:  # onnxruntime raises types of its own, by version
-        print(f"{library} cannot be loaded ({error}); standard operators run, slower",
-              file=sys.stderr)  # fmt: skip
-        return False
-    return True
-
-
-def _providers(available: list[str], default: tuple[str, ...], asked: str | None) -> list[str]:
-    """The providers to ask for; `asked` is a name such as cuda or CUDAExecutionProvider."""
-    wish = list(default) if asked is None else [asked]
-    names = {n.lower().removesuffix("executionprovider"): n for n in available}
-    found = [names.get(w.lower().removesuffix("executionprovider")) for w in wish]
-    if found and found[0] is not None:
-        return [name for name in found if name is not None]
-    raise UserError(
-        f"this onnxruntime has no provider {' or '.join(wish)}; it has {', '.join(available)}",
-        hint="use --provider with one of these, or install onnxruntime-gpu for CUDA",
-    )
-
-
-def _check_provider(got: list[str], asked: list[str], path: Path) -> None:
-    """ONNX Runtime falls back to another provider without an error."""
-    if got[:1] != asked[:1]:
-        raise UserError(
-            f"onnxruntime could not load {path.name} on {asked[0]} and took {got[0]}",
-            hint=f"check the driver and libraries of {asked[0]}, or use --provider {got[0]}",
-        )
+    device = DEVICES.get(providers[0])
+    session = recordable(load) if cuda_graphs and device is not None else None
+    records = session is not None
+    session = session or load()
+    check_provider(session.get_providers(), providers, path)
+    calls = None if device is None else DeviceCalls(session, device, records)
+    return OrtSession(session, graph.path, load, calls)

@@ -11,6 +11,7 @@ from exporter.runtime.allowed import allowed_ids
 from exporter.runtime.command import main
 from exporter.runtime.engine import Engine
 from exporter.runtime.errors import UserError
+from exporter.runtime.open_model import Hardware
 from exporter.runtime.session import Bools
 from exporter.runtime.settings import Settings
 from exporter.runtime.stream import unseen
@@ -55,7 +56,7 @@ def test_an_answer_has_no_other_tokens(lowered: Lowered, sampler: str) -> None:
     allowed = some(2)
     for each in (allowed, ~allowed):
         each[200] = False
-        engine = Engine(lowered.bundle, None, threads=1, allowed=each)
+        engine = Engine(lowered.bundle, None, Hardware(threads=1), allowed=each)
         settings = Settings(sampler=sampler, gen_length=16, block_length=8, early_stop=False)
         run = engine.decode([[1, 2, 3]], settings, unseen)
         assert each[run.answers[0].new].all()

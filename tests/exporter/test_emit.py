@@ -6,9 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from exporter.emit import MANIFEST, SEAL, copy_tokenizer, list_files, publish, write_manifest
+from exporter.emit import (
+    MANIFEST,
+    SEAL,
+    copy_plugins,
+    copy_tokenizer,
+    list_files,
+    publish,
+    write_manifest,
+)
 from exporter.verify import check_seal, read_manifest
 from tests.commands import content
+from trt_plugins.build import source_digest, source_files
 
 
 def make_draft(folder: Path) -> dict[str, bytes]:
@@ -97,3 +106,11 @@ def test_only_tokenizer_files_are_copied(tmp_path: Path) -> None:
         "tokenizer/tokenizer.json": b"tokenizer.json",
         "tokenizer/chat_template.jinja": b"chat_template.jinja",
     }
+
+
+def test_plugins_are_copied_with_all_that_compiles_them(tmp_path: Path) -> None:
+    """Files and digest are those that the program beside them finds again."""
+    digest = copy_plugins(tmp_path)
+    assert sorted(content(tmp_path / "plugins")) == source_files()
+    assert source_digest(tmp_path / "plugins") == digest
+    assert {file.role for file in list_files(tmp_path)} == {"plugin"}

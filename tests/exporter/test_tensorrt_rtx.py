@@ -20,7 +20,9 @@ import pytest
 from exporter import engines
 from exporter.build import BuildOptions, build
 from exporter.decoding import DecodeOptions
-from exporter.device.build_engine import EngineError, digest, serialized, why_refused
+from exporter.device.build_error import EngineError
+from exporter.device.build_network import serialized
+from exporter.device.bundle_files import digest
 from exporter.engine_plans import plan_engines
 from exporter.errors import UserError
 from exporter.graph_kind import GraphKind, graph_kinds
@@ -29,6 +31,7 @@ from exporter.inspect import describe
 from exporter.manifest import Manifest
 from exporter.progress import Progress
 from exporter.quant_options import QuantOptions
+from exporter.runtime.built_engines import Here, read_engines, why_refused
 from exporter.runtime.settings import Settings
 from exporter.verify import read_manifest, verify
 from ort_ops.int4 import dequantize_blocks, pack_int4
@@ -153,16 +156,20 @@ def test_the_command_adds_an_engine_and_keeps_those_that_are_sealed(
     assert outcome.code == 0, outcome.err
     (made,) = json.loads(outcome.out)
     manifest = read_manifest(folder)
-    digests = {file.path: file.sha256 for file in manifest.files}
-    weights = digests["graphs/weights.bin"]
-    graph = digests["graphs/full-sample.onnx"]
-    assert why_refused(made, "tensorrt-rtx", made["version"], 89, graph, weights) is None
+    engines = read_engines(folder)
+    assert engines is not None
+    (added,) = engines.of("full-sample")
+    assert added.path == made["path"]
+    assert why_refused(added, engines, Here("tensorrt-rtx", made["version"], 89)) is None
     assert sealed.items() <= content(folder).items()
     verdict = verify(folder, Progress())
     assert verdict.sound == (manifest.gate is not None and manifest.gate.passed)
     assert not verdict.unknown
-    again = dqexport("engine", folder)
-    assert_refused(again, "holds the engine of `full`", "--graph")
+    again = dqexport("engine", folder, "--graph", "full", "--graph", "full-sample")
+    assert again.out.split() == [f"{folder}/engines/{n}.plan" for n in ("full", "full-sample")]
+    assert again.err.count("is there, built of the same") == 2
+    forced = dqexport("engine", folder, "--force")
+    assert_refused(forced, "came with the engine of full", "--graph")
     assert_refused(dqexport("engine", folder, "--graph", "half"), "`half`", "full-sample")
 
 
@@ -228,7 +235,7 @@ def test_what_tensorrt_refuses_ends_the_build_with_its_reason(
     assert manifest.engines is not None
     (tmp_path / "graphs").mkdir()
     (tmp_path / "graphs" / "full.onnx").write_bytes(b"no graph")
-    (tmp_path / "build_engine.py").symlink_to(folder / "build_engine.py")
+    (tmp_path / "graphs" / "weights.bin").write_bytes(b"no weights")
     unbuilt = manifest.engines.model_copy(update={"built": []})
     draft = manifest.model_copy(update={"engines": unbuilt})
     (tmp_path / "manifest.json").write_text(draft.model_dump_json())

@@ -1,0 +1,70 @@
+"""Graphs of every family with nodes of ours, in the parser and the builder of TensorRT for RTX.
+
+In the forms of all versions of TensorRT: what stands in for them reads each.
+"""
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+import targets
+from exporter.engine_plans import plan_engines
+from exporter.graph_kind import GraphKind
+from exporter.graph_rules import rules_of
+from exporter.manifest import Span
+from exporter.operator_use import operator_use
+from exporter.quant_options import QuantOptions
+from exporter.runtime.settings import Settings
+from tests.fixtures_lower import CANVAS, golden, lower
+from tests.plugin_harness import needs_plugins
+from tests.rtx_builder import Job, Shape, build_all
+
+pytestmark = [pytest.mark.trt, needs_plugins]
+
+FAMILIES = ("llada", "dream", "sdar", "llada2", "lladamoe")
+KINDS = (GraphKind(), GraphKind(cached=True))
+# our linears take a shorter last group, of which sdar has some; DequantizeLinear of its head not
+QUANT = QuantOptions(kv_bits=8, head_bits=16)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rtx() -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="needs the `rtx` extra")
+
+
+def shapes_of(model: onnx.ModelProto, spans: dict[str, Span]) -> dict[str, tuple[Shape, ...]]:
+    """Least, best and largest shape of every input that varies."""
+    found = {}
+    for value in model.graph.input:
+        axes = value.type.tensor_type.shape.dim
+        if any(axis.dim_param for axis in axes):
+            found[value.name] = tuple(
+                tuple(spans[a.dim_param][which] if a.dim_param else a.dim_value for a in axes)
+                for which in range(3)
+            )
+    return found
+
+
+@pytest.mark.parametrize("target", ["rtx-50", "jetson-orin", "jetson-orin-jp62"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_builds_with_plugins(
+    family: str, target: str, library: Path, tmp_path: Path
+) -> None:
+    made_for = targets.load(target)
+    use, rules = operator_use(made_for, True, 0), rules_of(made_for, CANVAS)
+    lowered = lower(
+        golden(family), "w4a8-rtn", tmp_path / "lowered", QUANT, compute="fp16", rules=rules,
+        operators=use,
+    )  # fmt: skip
+    plans = {p.graph: p for p in plan_engines(KINDS, Settings(gen_length=16), CANVAS, 1)}
+    jobs = []
+    for kind in KINDS:
+        model = onnx.load(lowered.graph(kind))  # with its weights
+        spans = plans[kind.name].profiles[-1]
+        jobs.append(Job(model.SerializeToString(), shapes_of(model, spans)))  # type: ignore[arg-type]
+    for kind, built in zip(KINDS, build_all(jobs, library, tmp_path / "rtx"), strict=True):
+        assert built.engine, built.errors
+        nodes = [node.op_type for node in onnx.load(lowered.graph(kind)).graph.node if node.domain]
+        assert nodes
+        assert built.layers.count("PLUGIN_V3") == len(nodes)
