@@ -8,7 +8,8 @@ from pathlib import Path
 
 import targets
 from exporter import doctor_gpu, machine, machine_jetson
-from exporter.doctor_target import CUDA_MODULE, MODULES, Here, install_ort, target
+from exporter.device.build_command import MODULES
+from exporter.doctor_target import CUDA_MODULE, Here, install_ort, target
 from exporter.finding import Finding, package
 from exporter.ops_command import kernel_here
 from ort_ops.build import prebuilt_library

@@ -63,7 +63,9 @@ def write_weights(
             step()
         _add(out, "final_norm", source.tensor("final_norm"), compute)
         _add_head(out, source, recipe, compute)
-        cos, sin = rotary_tables(spec, torch.arange(facts.max_length))
+        # a shadow stands behind the canvas: ONNX Runtime wants a row for each token that is fed
+        rows = facts.max_length * (2 if spec.can_cast_shadow else 1)
+        cos, sin = rotary_tables(spec, torch.arange(rows))
         _add(out, "cos", cos, compute)
         _add(out, "sin", sin, compute)
         _add(out, "suppress", suppression(spec, facts.vocab_size), ir.DataType.FLOAT)

@@ -22,6 +22,7 @@ from exporter.runtime.shadow import rows_for, shadow_of
 from exporter.runtime.task import make_canvas, make_task
 from exporter.simulate import simulated
 from tests.fixtures_lower import (
+    CANVAS,
     GOLDEN,
     TWO_FP32,
     Lowered,
@@ -112,6 +113,15 @@ def test_a_shadow_changes_nothing_of_the_canvas(
     for found in (got, bare):
         assert (np.abs(found["l1"] - want["l1"])[keep] <= TWO_FP32).all()
         assert (np.abs(found["rest"] - want["rest"]) <= slack)[keep].all()
+
+
+def test_the_longest_canvas_may_be_all_shadow(made: Made) -> None:
+    """A token of it is then fed behind the last position that there is."""
+    ids = np.random.default_rng(0).integers(0, MASK, (1, CANVAS))
+    keep, shadow = np.ones((1, CANVAS), bool), np.arange(CANVAS)[None]
+    window = np.arange(CANVAS, 2 * CANVAS)
+    got, want = (ask(s, ids, keep, window, shadow) for s in (made.graph, made.model))
+    assert (np.abs(got["l1"] - want["l1"]) <= TWO_FP32).all()
 
 
 @pytest.mark.parametrize("recipe", ["w4a8-rtn", "w4a16-rtn"])
