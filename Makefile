@@ -65,6 +65,7 @@ check-lm-eval: install-dev
 # need an NVIDIA GPU, nvcc and PyTorch's CUDA build; what needs onnxruntime-gpu, TensorRT or cuda-python
 # besides is skipped where these are missing. Without .venv: make gpu-check BIN=/usr/bin
 gpu-check:
+	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("error: PyTorch finds no NVIDIA GPU here")'
 	$(BIN)/python -m pytest -m gpu -rs
 gpu-bench:
 	$(BIN)/python -m tools.bench_kernels
