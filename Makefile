@@ -11,7 +11,7 @@ REGISTRIES := $(addprefix tensorrt-lean-cu13,$(addsuffix ==10.16.1.11, -bindings
 	tensorrt-lean-cu13==10.16.1.11 $(addprefix tensorrt-dispatch-cu13, -bindings==11.4.0.106 -libs==11.4.0.106) \
 	tensorrt-dispatch-cu13==11.4.0.106
 
-.PHONY: demo test install install-dev check check-trt gpu-check gpu-bench check-lm-eval check-arm clean
+.PHONY: demo test install install-dev install-trt check check-trt gpu-check gpu-bench check-lm-eval check-arm clean
 
 demo: install
 	rm -rf $(DEMO)
@@ -53,10 +53,12 @@ check:
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest
 
-check-trt: install-dev
-	$(BIN)/python -m pip install --quiet -e '.[rtx]'
+install-trt: install-dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt -e '.[cpu,dev,rtx]'
 	$(BIN)/python -m pip install --quiet --no-deps $(REGISTRIES)
-	$(BIN)/pytest -m trt
+
+check-trt: install-trt
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m trt
 
 check-lm-eval: install-dev
 	$(BIN)/python -m pip install --quiet -e '.[lm-eval]'
