@@ -69,7 +69,7 @@ def test_what_does_not_exist_or_fit_is_refused(
 )
 def test_without_tensorrt_a_build_for_it_says_what_to_install(tmp_path: Path) -> None:
     outcome = dqexport("build", *QUICK_W4, "--target", "rtx-40", "-o", tmp_path / "b")
-    assert_refused(outcome, "`tensorrt_rtx_bindings`", "pip install tensorrt-rtx-cu13-bindings==")
+    assert_refused(outcome, "`tensorrt_rtx_bindings`", " tensorrt-rtx-cu13-bindings==")
     assert not (tmp_path / "b").exists()
 
 
