@@ -33,7 +33,7 @@ FLAGS = ("-std=c++17", "-O3")
 HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off")
 NO_NVCC = (
     "no nvcc: neither in $CUDA_HOME/bin, /usr/local/cuda/bin nor on the path\n"
-    "on Jetson: sudo apt-get install cuda-toolkit-12-6 (JetPack 6) or cuda-toolkit-13-0 (7)\n"
+    "on Jetson: sudo apt-get install cuda-toolkit-12-6 (JetPack 6), -13-0 (7.0, 7.1), -13-2 (7.2)\n"
     "elsewhere: pip install nvidia-cuda-nvcc nvidia-cuda-cccl"
 )
 NO_HEADERS = (
