@@ -46,16 +46,19 @@ def shapes_of(model: onnx.ModelProto, spans: dict[str, Span]) -> dict[str, tuple
     return found
 
 
+@pytest.mark.parametrize("plugins", [True, False], ids=["plugins", "standard"])
 @pytest.mark.parametrize("target", ["rtx-50", "jetson-orin", "jetson-orin-jp62"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_builds_with_plugins(
-    family: str, target: str, library: Path, tmp_path: Path
+def test_every_family_builds(
+    family: str, target: str, plugins: bool, library: Path, tmp_path: Path
 ) -> None:
+    """With nodes of ours in all places that may have some, and in standard operators alone."""
     made_for = targets.load(target)
-    use, rules = operator_use(made_for, True, 0), rules_of(made_for, CANVAS)
+    use, rules = operator_use(made_for, plugins, 0), rules_of(made_for, CANVAS)
+    recipe = "w4a8-rtn" if plugins else "fp16" if family == "sdar" else "w4a16-rtn"
     lowered = lower(
-        golden(family), "w4a8-rtn", tmp_path / "lowered", QUANT, compute="fp16", rules=rules,
-        operators=use,
+        golden(family), recipe, tmp_path / "lowered", QUANT if plugins else QuantOptions(),
+        compute="fp16", rules=rules, operators=use,
     )  # fmt: skip
     plans = {p.graph: p for p in plan_engines(KINDS, Settings(gen_length=16), CANVAS, 1)}
     jobs = []
@@ -63,8 +66,9 @@ def test_every_family_builds_with_plugins(
         model = onnx.load(lowered.graph(kind))  # with its weights
         spans = plans[kind.name].profiles[-1]
         jobs.append(Job(model.SerializeToString(), shapes_of(model, spans)))  # type: ignore[arg-type]
-    for kind, built in zip(KINDS, build_all(jobs, library, tmp_path / "rtx"), strict=True):
+    given = library if plugins else None
+    for kind, built in zip(KINDS, build_all(jobs, given, tmp_path / "rtx"), strict=True):
         assert built.engine, built.errors
         nodes = [node.op_type for node in onnx.load(lowered.graph(kind)).graph.node if node.domain]
-        assert nodes
+        assert bool(nodes) == plugins
         assert built.layers.count("PLUGIN_V3") == len(nodes)
