@@ -1,9 +1,10 @@
 // What a warp does together, on a GPU and, compiled as C++ with -DDQX_ON_CPU, on the host.
 //
 // `each_warp<N>([&](int warp) { … })` is a phase (on_cpu.h) whose body is written for a warp:
-// `each_lane(warp, [&](int thread) { … })` is what its threads do alone, `load_matrices` and
-// `multiply_add` what they do together, on what they keep PerThread. There is no barrier at its
-// end: shared memory that it read is written again only after an `each_thread`.
+// `each_lane(warp, [&](int thread) { … })` is what its threads do alone, `load_matrices`,
+// `multiply_add`, `multiply_add_unsigned`, `exchange` and `any_lane` what they do together, on what
+// they keep PerThread. There is no barrier at its end: shared memory that it read is written again
+// only after an `each_thread`.
 #pragma once
 
 #include "on_cpu.h"
@@ -31,6 +32,20 @@ inline uint32_t __byte_perm(uint32_t a, uint32_t b, unsigned pick) {
   return picked;
 }
 
+inline float __int_as_float(int bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline uint32_t __float_as_uint(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+inline float __fmul_rn(float a, float b) { return a * b; }
+
 template <int threads, class Phase>
 void each_warp(const Phase& phase) {
   for (int warp = 0; warp < threads / 32; ++warp) phase(warp);
@@ -48,6 +63,10 @@ inline void copy_chunk(void* to, const void* from, bool there) {
     std::memset(to, 0, 16);
   }
 }
+template <class T>
+void copy_one(T* to, const T* from, bool there) {
+  *to = there ? *from : T{};
+}
 inline void close_copies() {}
 template <int open>
 void wait_for_copies() {}
@@ -64,8 +83,8 @@ void load_matrices(int warp, PerThread<const void*, threads>& rows,
   }
 }
 
-template <int threads, class B, class Sums>
-void multiply_add(int warp, PerThread<Quad, threads>& a, const B& b, const Sums& sums) {
+template <class Byte, int threads, class B, class Sums>
+void multiply_bytes(int warp, PerThread<Quad, threads>& a, const B& b, const Sums& sums) {
   for (int lane = 0; lane < 32; ++lane) {
     for (int c = 0; c < 4; ++c) {
       const int row = lane / 4 + c / 2 * 8, column = lane % 4 * 2 + c % 2;
@@ -73,11 +92,32 @@ void multiply_add(int warp, PerThread<Quad, threads>& a, const B& b, const Sums&
       for (int k = 0; k < 32; ++k) {
         const int left = a[warp * 32 + row % 8 * 4 + k % 16 / 4].word[row / 8 + k / 16 * 2];
         const auto right = static_cast<int>(b(warp * 32 + column * 4 + k % 16 / 4, k / 16));
-        sum += static_cast<int8_t>(left >> k % 4 * 8) * static_cast<int8_t>(right >> k % 4 * 8);
+        sum += static_cast<Byte>(left >> k % 4 * 8) * static_cast<Byte>(right >> k % 4 * 8);
       }
       sums(warp * 32 + lane).word[c] += sum;
     }
   }
+}
+
+template <int threads, class B, class Sums>
+void multiply_add(int warp, PerThread<Quad, threads>& a, const B& b, const Sums& sums) {
+  multiply_bytes<int8_t>(warp, a, b, sums);
+}
+template <int threads, class B, class Sums>
+void multiply_add_unsigned(int warp, PerThread<Quad, threads>& a, const B& b, const Sums& sums) {
+  multiply_bytes<uint8_t>(warp, a, b, sums);
+}
+
+template <class T, int threads>
+void exchange(int warp, int mask, PerThread<T, threads>& from, PerThread<T, threads>& to) {
+  for (int lane = 0; lane < 32; ++lane) to[warp * 32 + lane] = from[warp * 32 + (lane ^ mask)];
+}
+
+template <int threads>
+bool any_lane(int warp, PerThread<bool, threads>& flags) {
+  bool any = false;
+  for (int lane = 0; lane < 32; ++lane) any = any || flags[warp * 32 + lane];
+  return any;
 }
 
 #else
@@ -97,6 +137,14 @@ __device__ __forceinline__ void copy_chunk(void* to, const void* from, bool ther
   const auto place = static_cast<unsigned>(__cvta_generic_to_shared(to));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from),
                "r"(there ? 16 : 0));
+}
+
+// Likewise of one value of 4 or 8 bytes.
+template <class T>
+__device__ __forceinline__ void copy_one(T* to, const T* from, bool there) {
+  const auto place = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(place), "l"(from),
+               "n"(sizeof(T)), "r"(there ? static_cast<int>(sizeof(T)) : 0));
 }
 
 // All copies that were started since the last call are one step that can be waited for.
@@ -134,6 +182,32 @@ __device__ __forceinline__ void multiply_add(int warp, PerThread<Quad, threads>&
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
       : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(b(thread, 0)), "r"(b(thread, 1)));
+}
+
+// The same of bytes without a sign.
+template <int threads, class B, class Sums>
+__device__ __forceinline__ void multiply_add_unsigned(int warp, PerThread<Quad, threads>& a,
+                                                      const B& b, const Sums& sums) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int(&x)[4] = a[thread].word;
+  int(&sum)[4] = sums(thread).word;
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+      : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(b(thread, 0)), "r"(b(thread, 1)));
+}
+
+// Gives each lane what the lane has whose number differs in the bits of `mask`.
+template <class T, int threads>
+__device__ __forceinline__ void exchange(int, int mask, PerThread<T, threads>& from,
+                                         PerThread<T, threads>& to) {
+  to.value = __shfl_xor_sync(0xffffffffu, from.value, mask);
+}
+
+template <int threads>
+__device__ __forceinline__ bool any_lane(int, PerThread<bool, threads>& flags) {
+  return __any_sync(0xffffffffu, flags.value);
 }
 
 #endif

@@ -1,4 +1,5 @@
-// Attention on rounded queries, keys and values; op.py says what it computes.
+// Attention on rounded queries, keys and values, for heads of any width; op.py says what it
+// computes.
 #pragma once
 
 #include "../on_cpu.h"
@@ -21,8 +22,8 @@ struct RoundedOperands {
   const float* q_scales;  // (batch, queries, heads)
   const int* k;           // (batch, kv heads, keys, words)
   const float* k_scales;  // (batch, kv heads, keys)
-  const unsigned* v;      // (batch, kv heads, quads of keys, width)
-  int32_t words;          // of a vector of q or k
+  const unsigned* v;      // (batch, kv heads, width, quads of keys)
+  int32_t words, quads;   // of a vector of q or k, of a channel of v
 };
 
 // One more word than a vector has keeps threads that read one word of many vectors off each other's
@@ -31,7 +32,7 @@ template <int channels>
 struct AttendTiles {
   int q[QUERY_TILE][channels / 4 + 1];
   int k[KEY_TILE][channels / 4 + 1];
-  unsigned v[KEY_QUADS][channels];
+  unsigned v[channels][KEY_QUADS + 1];
   unsigned p[QUERY_TILE][KEY_QUADS];
   float q_scales[QUERY_TILE], k_scales[KEY_TILE];
   float most[QUERY_TILE][STRIDE], total[QUERY_TILE][STRIDE];
@@ -40,16 +41,18 @@ struct AttendTiles {
 // What the block works on.
 struct Place {
   int64_t query;    // the first, of those of all sequences
-  int queries;      // of them, at most QUERY_TILE
+  int queries;      // of them
   int head;
   int64_t kv_head;  // of those of all sequences
 };
 
+// Of `most` queries a block.
+template <int most>
 __device__ __forceinline__ Place place_of_block(const Attention& call) {
-  const int first = static_cast<int>(blockIdx.x) * QUERY_TILE;
+  const int first = static_cast<int>(blockIdx.x) * most;
   const int head = static_cast<int>(blockIdx.y), left = call.queries - first;
   const int64_t sequence = blockIdx.z;
-  return {sequence * call.queries + first, left < QUERY_TILE ? left : QUERY_TILE, head,
+  return {sequence * call.queries + first, left < most ? left : most, head,
           sequence * call.kv_heads + head / (call.heads / call.kv_heads)};
 }
 
@@ -103,12 +106,11 @@ __device__ __forceinline__ void load_values(const Attention& call, const Rounded
                                             const Place& place, int first,
                                             AttendTiles<channels>& tiles) {
   each_thread<ATTEND_THREADS>([&](int thread) {
-    const int quads = (call.keys + QUAD - 1) / QUAD;
     for (int i = thread; i < KEY_QUADS * channels; i += ATTEND_THREADS) {
-      const int quad = first / QUAD + i / channels, channel = i % channels;
-      const bool there = quad < quads && channel < call.width;
-      const int64_t word = (place.kv_head * quads + quad) * call.width + channel;
-      tiles.v[i / channels][channel] = there ? from.v[word] : 0;
+      const int quad = first / QUAD + i % KEY_QUADS, channel = i / KEY_QUADS;
+      const bool there = quad < from.quads && channel < call.width;
+      const int64_t word = (place.kv_head * call.width + channel) * from.quads + quad;
+      tiles.v[channel][i % KEY_QUADS] = there ? from.v[word] : 0;
     }
   });
 }
@@ -222,7 +224,7 @@ __device__ __forceinline__ void add_values(const AttendTiles<channels>& tiles, i
       DQX_UNROLL
       for (int n = 0; n < channels / STRIDE; ++n) {
         unsigned& sum = products.at[r][n];
-        sum = __dp4a(p, tiles.v[quad][thread % STRIDE + n * STRIDE], sum);
+        sum = __dp4a(p, tiles.v[thread % STRIDE + n * STRIDE][quad], sum);
       }
     }
   }
@@ -263,7 +265,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 3)
     attend(Attention call, RoundedOperands from, const bool* visible, const T* v_scale,
            const T* v_zero, T* y) {
   __shared__ AttendTiles<channels> tiles;
-  const Place place = place_of_block(call);
+  const Place place = place_of_block<QUERY_TILE>(call);
   PerThread<Softmax, ATTEND_THREADS> softmax;
   PerThread<Products<channels>, ATTEND_THREADS> products;
   load_queries(call, from, place, tiles);

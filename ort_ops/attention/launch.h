@@ -19,6 +19,7 @@ size_t attention_workspace(const Attention& call);  // bytes that launch_attenti
 
 // q, y (batch, queries, heads · width); k, v (batch, kv heads, keys, width); visible
 // (batch, 1, queries, keys); common (batch, keys); v_scale, v_zero (kv heads · width).
+// The workspace begins at a multiple of 16 bytes, y at one of two of its numbers.
 // cudaErrorInvalidValue where a head is wider than MOST_HEAD_WIDTH, or where there are no keys.
 int launch_attention(const Attention& call, const void* q, const void* k, const void* v,
                      const bool* visible, const bool* common, const void* v_scale,

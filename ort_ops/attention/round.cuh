@@ -11,7 +11,8 @@ constexpr float LEAST_SCALE = 0x1p-24f;
 constexpr int LANES = 32;  // threads that share a vector
 constexpr int MEAN_SLICES = 8, MEAN_THREADS = MEAN_SLICES * LANES;
 constexpr int ROUND_VECTORS = 4, ROUND_THREADS = ROUND_VECTORS * LANES;
-constexpr int QUAD = 4;  // keys whose values of one channel are one word
+constexpr int QUAD = 4;         // keys whose values of one channel are one word
+constexpr int ROUND_KEYS = 16;  // keys whose values a block rounds
 
 // The larger one; what is not a number wins.
 __device__ __forceinline__ float larger(float a, float b) { return a > b || a != a ? a : b; }
@@ -103,39 +104,70 @@ __global__ void __launch_bounds__(ROUND_THREADS) round_vectors(Rounding to, cons
   });
 }
 
-// Codes of values: a word has those of one channel and four keys, (batch, kv heads, quads of keys,
-// width), zeros behind the last key. Where a value is not a number, the scale of its key becomes
-// none: then it reaches all queries that see it, and no other.
+// A channel's codes of a block's keys.
+struct alignas(16) ValueCodes {
+  unsigned word[ROUND_KEYS / QUAD];
+};
+
+// Codes of values (batch, kv heads, width, blocks of ROUND_KEYS keys), zeros behind the last key.
+// Where a value is not a number, the scale of its key becomes none: then it reaches all queries
+// that see it, and no other.
 template <class T>
 __global__ void __launch_bounds__(ROUND_THREADS)
-    round_values(Attention call, const T* v, const T* v_scale, const T* v_zero, unsigned* codes,
+    round_values(Attention call, const T* v, const T* v_scale, const T* v_zero, ValueCodes* codes,
                  float* key_scales) {
   const int64_t head = blockIdx.y;
-  const int first = static_cast<int>(blockIdx.x) * QUAD;
-  const int64_t quad = head * ((call.keys + QUAD - 1) / QUAD) + blockIdx.x;
+  const int first = static_cast<int>(blockIdx.x) * ROUND_KEYS;
+  const int blocks = (call.keys + ROUND_KEYS - 1) / ROUND_KEYS;
   const T* values = v + head * call.keys * call.width;
-  __shared__ bool broken[ROUND_THREADS][QUAD];
+  __shared__ bool broken[ROUND_KEYS];
   each_thread<ROUND_THREADS>([&](int thread) {
-    for (bool& each : broken[thread]) each = false;
+    if (thread < ROUND_KEYS) broken[thread] = false;
+  });
+  each_thread<ROUND_THREADS>([&](int thread) {
     for (int channel = thread; channel < call.width; channel += ROUND_THREADS) {
       const int64_t place = head % call.kv_heads * call.width + channel;
       const float scale = widened(v_scale[place]), zero = widened(v_zero[place]);
-      unsigned word = 0;
-      for (int key = 0; key < QUAD && first + key < call.keys; ++key) {
+      ValueCodes row{};
+      DQX_UNROLL
+      for (int key = 0; key < ROUND_KEYS; ++key) {
+        if (first + key >= call.keys) break;
         const float value = widened(values[int64_t{first + key} * call.width + channel]);
-        if (value != value) broken[thread][key] = true;
+        if (value != value) broken[key] = true;
         const float code = rintf(value / scale) + zero;
         const float kept = fminf(fmaxf(code, 0), static_cast<float>(call.v_top));
-        word |= static_cast<unsigned>(kept) << 8 * key;
+        row.word[key / QUAD] |= static_cast<unsigned>(kept) << key % QUAD * 8;
       }
-      codes[quad * call.width + channel] = word;
+      codes[(head * call.width + channel) * blocks + blockIdx.x] = row;
     }
   });
   each_thread<ROUND_THREADS>([&](int thread) {
-    if (thread >= QUAD || first + thread >= call.keys) return;
-    bool any = false;
-    for (const bool(&each)[QUAD] : broken) any = any || each[thread];
-    if (any) key_scales[head * call.keys + first + thread] = NAN;
+    if (thread >= ROUND_KEYS || first + thread >= call.keys) return;
+    if (broken[thread]) key_scales[head * call.keys + first + thread] = NAN;
+  });
+}
+
+// Whether a query sees each of 64 keys: a bit each.
+constexpr int SEEN_KEYS = 64;
+struct alignas(8) Seen {
+  uint32_t word[2];
+};
+
+// `visible` (batch, queries, keys) in bits (batch, queries, keys / SEEN_KEYS), zeros behind the
+// last key. A thread makes one word.
+__global__ void __launch_bounds__(ROUND_THREADS)
+    pack_visible(Attention call, const bool* visible, Seen* seen) {
+  each_thread<ROUND_THREADS>([&](int thread) {
+    const int words = (call.keys + SEEN_KEYS - 1) / SEEN_KEYS * 2;
+    const int64_t index = int64_t{blockIdx.x} * ROUND_THREADS + thread, query = index / words;
+    if (query >= int64_t{call.batch} * call.queries) return;
+    const int first = static_cast<int>(index % words) * 32;
+    const bool* from = visible + query * call.keys + first;
+    uint32_t word = 0;
+    for (int key = 0; key < 32 && first + key < call.keys; ++key) {
+      if (from[key]) word |= 1u << key;
+    }
+    seen[index / 2].word[index % 2] = word;
   });
 }
 

@@ -95,7 +95,8 @@ bool attention() {
   call.heads = call.kv_heads * up_to(2);
   call.queries = up_to(70) - 1;
   call.keys = up_to(140);
-  call.width = up_to(3) == 1 ? up_to(dqx::MOST_HEAD_WIDTH) : up_to(20);
+  call.width = up_to(4) == 1 ? up_to(dqx::MOST_HEAD_WIDTH) : up_to(20);
+  if (up_to(2) == 1) call.width = up_to(9) * 16;  // of tensor cores, and one more
   call.q_top = call.k_top = up_to(2) == 1 ? 7 : 127;
   call.v_top = call.p_top = up_to(2) == 1 ? 15 : 255;
   call.type = static_cast<dqx::Float>(up_to(2) - 1);

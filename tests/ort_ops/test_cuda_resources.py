@@ -16,7 +16,7 @@ GPUS = (86, 87, 89, 110, 120)  # SM of RTX 30, Orin, RTX 40, Thor, RTX 50
 # of them 4 blocks of 128 threads share it, and one works while others wait for memory
 LAUNCHERS = {
     "linear_w4a8/launch.cu": (22, 255),
-    "attention/launch.cu": (12, 168),
+    "attention/launch.cu": (17, 168),
     "kv_update/launch.cu": (6, 40),
 }
 

@@ -14,7 +14,8 @@ from tests.launched import Launched, host_compiler
 
 pytestmark = pytest.mark.skipif(host_compiler() is None, reason="no g++")
 SOURCES = ("attention/launch.cu", "launch_attention.cc")
-WIDTHS = (1, 4, 16, 20, 63, 64, 65, 96, 128, 200, 256)
+WIDTHS = (1, 4, 16, 20, 32, 63, 64, 65, 80, 96, 112, 128, 144, 200, 256)
+KERNELS = pytest.mark.parametrize("width", [20, 32], ids=["plain", "tensor cores"])
 MOST_WIDTH = 256
 INVALID_VALUE = 1  # cudaErrorInvalidValue
 TOPS = st.builds(
@@ -79,7 +80,8 @@ def assert_right(case: AttentionCase, y: Floats) -> float:
 
 @st.composite
 def cases(draw: st.DrawFn) -> AttentionCase:
-    """Tiles of 32 queries and 64 keys, full and ragged; widths that are no whole words."""
+    """Tiles of 32 and 64 queries and 64 keys, full and ragged; widths of all kernels, some of
+    which are no whole words."""
     kv_heads = draw(st.integers(1, 3))
     shape = AttentionShape(
         rows=draw(st.integers(1, 3)),
@@ -136,9 +138,12 @@ def test_any_mean_key(launched: Launched) -> None:
     assert ((low <= y) & (y <= high)).mean() > 0.99
 
 
+@KERNELS
 @pytest.mark.parametrize("half", [False, True])
-def test_queries_do_not_depend_on_their_neighbours(launched: Launched, half: bool) -> None:
-    case = some_case(half=half)
+def test_queries_do_not_depend_on_their_neighbours(
+    launched: Launched, width: int, half: bool
+) -> None:
+    case = some_case(half=half, width=width)
     together = output(launched, case)
     for row, query in ((0, 0), (1, 36), (1, 32)):
         alone = replace(
@@ -152,32 +157,66 @@ def test_queries_do_not_depend_on_their_neighbours(launched: Launched, half: boo
         np.testing.assert_array_equal(output(launched, alone)[0, 0], together[row, query])
 
 
-def test_what_is_hidden_does_not_count(launched: Launched) -> None:
-    case = some_case()
+@KERNELS
+def test_what_is_hidden_does_not_count(launched: Launched, width: int) -> None:
+    case = some_case(width=width)
     other = replace(case, k=case.k.copy(), v=case.v.copy())
     other.k[:, :, -10:], other.v[:, :, -10:] = 1e4, -np.inf
     np.testing.assert_array_equal(output(launched, other), output(launched, case))
 
 
-def test_a_query_that_sees_nothing_takes_the_mean(launched: Launched) -> None:
-    case = some_case(keys=17)
+@KERNELS
+def test_tiles_that_nobody_sees_do_not_count(launched: Launched, width: int) -> None:
+    """Of 200 keys 70 to 140 alone are seen, by some queries."""
+    case = some_case(width=width, keys=200)
+    case.visible[:] = False
+    case.visible[:, :, ::3, 70:140] = True
+    case.visible[:, :, 1::3, 5] = True
+    case.visible[:, :, 2::3, :64] = True
+    assert_right(case, output(launched, case))
+    nobody = replace(case, k=case.k.copy(), v=case.v.copy())
+    nobody.k[:, :, 140:], nobody.v[:, :, 140:] = 1e4, -np.inf
+    np.testing.assert_array_equal(output(launched, nobody), output(launched, case))
+
+
+@KERNELS
+@pytest.mark.parametrize("keys", [17, 64, 90])
+def test_a_query_that_sees_nothing_takes_the_mean(
+    launched: Launched, width: int, keys: int
+) -> None:
+    case = some_case(keys=keys, width=width)
     hidden = replace(case, visible=np.zeros_like(case.visible))
     y = output(launched, hidden)
     assert_right(hidden, y)
     assert (y == y[:, :1]).all()  # of every query
+    case.visible[0, 0, 3] = False
+    np.testing.assert_array_equal(output(launched, case)[0, 3], y[0, 3])
 
 
+@KERNELS
+def test_a_query_that_sees_nothing_takes_it_of_anything(launched: Launched, width: int) -> None:
+    """A query, and a key that is not common, that are not numbers."""
+    case = some_case(width=width)
+    case.visible[0, 0, 3] = False
+    broken = replace(case, q=case.q.copy(), k=case.k.copy())
+    broken.q[0, 3], broken.k[:, :, 85] = np.nan, np.nan
+    np.testing.assert_array_equal(output(launched, broken), output(launched, case))
+
+
+@KERNELS
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["k", "v"])
-def test_not_a_number_reaches_those_who_see_it(launched: Launched, name: str, value: float) -> None:
-    """Key 80 of key head 1, which is not common and seen by query 5 alone. (Infinite values are
+def test_not_a_number_reaches_those_who_see_it(
+    launched: Launched, width: int, name: str, value: float
+) -> None:
+    """Key 83 of key head 1, which is not common and seen by query 5 alone. (Infinite values are
     clipped to the last code.)"""
-    case = some_case()
-    case.visible[0, 0, 5, 80] = True
+    case = some_case(width=width)
+    case.visible[0, 0, 5, 83] = True
     whole = output(launched, case)
     broken = replace(case, k=case.k.copy(), v=case.v.copy())
-    getattr(broken, name)[0, 1, 80, 3] = value
-    y = output(launched, broken).reshape(2, 37, 6, 32)
+    getattr(broken, name)[0, 1, 83, 3] = value
+    y = output(launched, broken).reshape(2, 37, 6, width)
     others = np.ones((2, 37, 6), np.bool_)
     others[0, 5, 3:] = False
     np.testing.assert_array_equal(y[others], whole.reshape(y.shape)[others])
@@ -185,30 +224,58 @@ def test_not_a_number_reaches_those_who_see_it(launched: Launched, name: str, va
     assert np.isnan(y[~others]).all() != finite
 
 
+@KERNELS
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_query_that_is_not_a_number_stays_alone(launched: Launched, value: float) -> None:
-    case = some_case()
-    whole = output(launched, case).reshape(2, 37, 6, 32)
+def test_a_query_that_is_not_a_number_stays_alone(
+    launched: Launched, width: int, value: float
+) -> None:
+    case = some_case(width=width)
+    whole = output(launched, case).reshape(2, 37, 6, width)
     broken = replace(case, q=case.q.copy())
-    broken.q[1, 33, 2 * 32 + 7] = value
+    broken.q[1, 33, 2 * width + 7] = value
     y = output(launched, broken).reshape(whole.shape)
     assert np.isnan(y[1, 33, 2]).all()
     y[1, 33, 2] = whole[1, 33, 2]
     np.testing.assert_array_equal(y, whole)
 
 
-def test_without_common_keys_there_is_no_mean(launched: Launched) -> None:
-    case = some_case()
+@KERNELS
+def test_without_common_keys_there_is_no_mean(launched: Launched, width: int) -> None:
+    case = some_case(width=width)
     case.common[1] = False
     y = output(launched, case)
     assert np.isnan(y[1]).all() and not np.isnan(y[0]).any()
 
 
-def test_small_vectors_keep_the_least_scale(launched: Launched) -> None:
+@KERNELS
+def test_small_vectors_keep_the_least_scale(launched: Launched, width: int) -> None:
     """Below 2^-24 a scale would let a key that is nearly nothing use all codes."""
-    case = some_case()
+    case = some_case(width=width)
     tiny = replace(case, q=case.q * np.float32(2.0**17), k=case.k * np.float32(2.0**-20))
     assert_right(tiny, output(launched, tiny))
+
+
+@KERNELS
+def test_large_scores_are_sharp(launched: Launched, width: int) -> None:
+    """Scores of millions: the largest takes everything, and no code goes beyond p_top."""
+    case = some_case(width=width)
+    case = replace(case, q=case.q * np.float32(2.0**15))
+    assert_right(case, output(launched, case))
+
+
+@settings(max_examples=50)
+@given(data=st.data(), width=st.sampled_from(WIDTHS))
+def test_larger_calls_need_no_less_memory(
+    launched: Launched, data: st.DataObject, width: int
+) -> None:
+    """Memory is set aside for the largest call of each axis."""
+    most = [data.draw(st.integers(1, n)) for n in (4, 300, 300)]
+    some = [data.draw(st.integers(1, n)) for n in most]
+    sizes = []
+    for batch, queries, keys in (some, most):
+        call = Call(batch, 4, 2, queries, keys, width, 127, 127, 255, 255, 0)
+        sizes.append(launched.library.workspace(ctypes.byref(call)))
+    assert sizes[0] <= sizes[1]
 
 
 def test_what_is_refused(launched: Launched) -> None:
