@@ -133,11 +133,7 @@ def build(
         rules = rules_of(target, canvas)
         operators = write_graphs(spec, stored, recipe, kinds, draft, use, rules)
         emit.copy_loop(draft)
-        plugins = None
-        if operators and use is not None and use.plugins:
-            plugins = emit.copy_plugins(draft)
-        elif operators:
-            emit.copy_operators(draft)
+        plugins = emit.copy_kernels(draft, use) if operators and use is not None else None
         emit.copy_tokenizer(checkpoint.folder, draft)
         reference.save(draft / emit.GATE)
         manifest = emit.describe(

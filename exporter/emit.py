@@ -29,6 +29,7 @@ from exporter.manifest import (
     Runtime,
     significant,
 )
+from exporter.operator_use import OperatorUse
 from exporter.prompts import Prompts
 from exporter.quantize import Quantized
 from exporter.recipes import Recipe
@@ -106,6 +107,14 @@ def copy_plugins(draft: Path) -> str:
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(TRT_ROOT / source, place)
     return source_digest(draft / PLUGINS)
+
+
+def copy_kernels(draft: Path, use: OperatorUse) -> str | None:
+    """What runs the operators of ours; the digest of their sources where these are plugins."""
+    if use.plugins:
+        return copy_plugins(draft)
+    copy_operators(draft)
+    return None
 
 
 def describe(
