@@ -10,7 +10,7 @@
 
 namespace dqx {
 
-enum class Float : int32_t { fp32, fp16 };
+enum class Float : int32_t { fp32, fp16, bf16 };
 
 using Stream = void*;  // a cudaStream_t
 

@@ -16,7 +16,7 @@
 // * All of it stands in an unnamed namespace: on the host the linker would take one of two functions
 //   of the same name, of different operators, for both.
 // Of CUDA's own functions the host has those of <cmath> and __dp4a. A Half becomes a float by
-// `widened`, and is made by `half_of`.
+// `widened`, and is made by `half_of`; a Bfloat by `bfloat_of`.
 #pragma once
 
 #include <cmath>
@@ -34,6 +34,7 @@
 #define __launch_bounds__(...)
 #define __shared__
 #else
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 // before a loop over what a thread keeps: indexed by numbers known when compiling, it is registers
@@ -114,6 +115,25 @@ inline Half half_of(float value) {
   return {static_cast<uint16_t>(sign | half)};
 }
 
+struct Bfloat {
+  uint16_t bits;
+};
+
+inline float widened(Bfloat value) {
+  const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+// Rounded to even, as hardware does.
+inline Bfloat bfloat_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if ((bits & 0x7fffffff) > 0x7f800000) return {0x7fff};  // not a number
+  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
 // The sum of products of four bytes each, and of `sum`.
 inline int __dp4a(int a, int b, int sum) {
   for (int byte = 0; byte < 4; ++byte) {
@@ -142,6 +162,11 @@ using Half = __half;
 
 __device__ __forceinline__ float widened(Half half) { return __half2float(half); }
 __device__ __forceinline__ Half half_of(float value) { return __float2half_rn(value); }
+
+using Bfloat = __nv_bfloat16;
+
+__device__ __forceinline__ float widened(Bfloat value) { return __bfloat162float(value); }
+__device__ __forceinline__ Bfloat bfloat_of(float value) { return __float2bfloat16_rn(value); }
 
 template <int threads, class Phase>
 __device__ __forceinline__ void each_thread(const Phase& phase) {

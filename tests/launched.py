@@ -25,6 +25,11 @@ def host_compiler() -> str | None:
     return shutil.which("g++")
 
 
+def kernel_sources(op: str) -> list[str]:
+    """All .cu files of an operator, as `compile_on_cpu` takes them."""
+    return sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / op).glob("*.cu"))
+
+
 def compile_on_cpu(target: Path, sources: Sequence[str], *flags: str) -> Path:
     """Compile files of `tests/ort_ops` and of `ort_ops` for the host; a warning is an error."""
     compiler = host_compiler()

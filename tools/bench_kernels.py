@@ -58,7 +58,7 @@ class Machine:
 def compile_library(sm: int, place: Path) -> None:
     """The launchers for GPUs of one compute capability × 10 as a shared library."""
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    sources = [Path(__file__).with_name("launchers.cu"), ROOT / "linear_w4a8" / "launch.cu"]
+    sources = [Path(__file__).with_name("launchers.cu"), *(ROOT / "linear_w4a8").glob("*.cu")]
     command = [nvcc, "-std=c++17", "-O3", f"-arch=sm_{sm}", "-Xcompiler=-fPIC", "-shared"]
     subprocess.run([*command, f"-I{ROOT}", *map(str, sources), "-o", str(place)], check=True)
 

@@ -1,9 +1,7 @@
-// Multiplies rounded rows by quantized weights; op.py says what it computes.
+// Multiplies rounded rows by quantized weights of any shape, by dp4a; op.py says what it computes.
 #pragma once
 
-#include "../on_cpu.h"
-#include "launch.h"
-#include "round.cuh"
+#include "values.cuh"
 
 namespace dqx {
 namespace {
@@ -11,19 +9,6 @@ namespace {
 // A block computes a tile of y, TILE_DEPTH inputs at a time; a thread 4 rows of it by 4 columns.
 constexpr int TILE_ROWS = 32, TILE_COLUMNS = 64, TILE_DEPTH = 32, SIDE = 4, QUADS = TILE_DEPTH / 4;
 constexpr int PRODUCT_THREADS = TILE_ROWS * TILE_COLUMNS / (SIDE * SIDE);
-
-__device__ __forceinline__ float value_at(const void* values, Float type, int64_t place) {
-  return type == Float::fp16 ? widened(static_cast<const Half*>(values)[place])
-                             : static_cast<const float*>(values)[place];
-}
-
-__device__ __forceinline__ void store(void* values, Float type, int64_t place, float value) {
-  if (type == Float::fp16) {
-    static_cast<Half*>(values)[place] = half_of(value);
-  } else {
-    static_cast<float*>(values)[place] = value;
-  }
-}
 
 // One integer weight: the code of input k and output n, times its step where there are steps. The
 // product fits a byte too (op.py).
@@ -41,14 +26,6 @@ __device__ __forceinline__ float scale_at(const Linear& call, const LinearWeight
                                           int n) {
   return value_at(weight.scales, call.scales,
                   call.channel ? n : int64_t{k / call.group} * call.width + n);
-}
-
-// The first input behind `first` that does not share all scales with it.
-__device__ __forceinline__ int run_end(const Linear& call, int first) {
-  const int end = (first / call.activation_group + 1) * call.activation_group;
-  if (call.channel) return end;
-  const int other = (first / call.group + 1) * call.group;
-  return other < end ? (other < call.depth ? other : call.depth) : end;
 }
 
 struct Tiles {
@@ -157,8 +134,6 @@ __device__ __forceinline__ void product(const Linear& call, const Rounded& x,
     add_scaled(call, x, weight, first, sums, totals);
   }
 }
-
-__device__ __forceinline__ float silu(float x) { return x / (1 + expf(-x)); }
 
 template <int weight_bits, bool gated>
 __global__ void __launch_bounds__(PRODUCT_THREADS)

@@ -27,7 +27,21 @@ struct LinearWeight {
   const int8_t* steps;  // null where the format has none
 };
 
-size_t linear_workspace(const Linear& call);  // bytes for that many rows, or fewer
+// Which kernel multiplies, and how it divides the work.
+enum class Path : int32_t { dp4a, mma8 };
+struct Plan {
+  Path path;
+  int32_t rows;   // of a block
+  int32_t parts;  // that the depth is divided into, at most
+};
+
+Plan plan_linear(const Linear& call);         // for the GPU that is in use
+size_t linear_workspace(const Linear& call);  // bytes for that many rows, or fewer, by any plan
+
+// By a plan; cudaErrorInvalidValue where its path does not take the call.
+int launch_planned_linear(const Linear& call, const Plan& plan, const void* x,
+                          const LinearWeight* weights, const void* bias, void* y, void* workspace,
+                          Stream stream);
 
 // `weights`: one, or gate and up; `bias` (width,) may be null.
 int launch_linear(const Linear& call, const void* x, const LinearWeight* weights, const void* bias,

@@ -2,19 +2,13 @@
 #pragma once
 
 #include "../on_cpu.h"
-#include "launch.h"
+#include "paths.h"
 
 namespace dqx {
 namespace {
 
 constexpr float LEAST_SCALE = 0x1p-24f;
 constexpr int ROUND_THREADS = 128;
-
-// One rounded x: codes (rows, depth), scales (rows, depth / activation_group).
-struct Rounded {
-  int8_t* codes;
-  float* scales;
-};
 
 // The larger one; what is not a number wins, so that it reaches every output of its row.
 __device__ __forceinline__ float larger(float a, float b) { return a > b || a != a ? a : b; }

@@ -13,7 +13,7 @@
 #pragma once
 
 #include "../warp.cuh"
-#include "kernel.cuh"
+#include "values.cuh"
 
 namespace dqx {
 namespace {

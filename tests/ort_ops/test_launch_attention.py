@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from ort_ops.attention.op import AttentionTops, reference
 from tests.attention_case import AttentionCase, AttentionShape, Floats, random_case
-from tests.launched import Launched, host_compiler
+from tests.launched import Launched, host_compiler, kernel_sources
 
 pytestmark = pytest.mark.skipif(host_compiler() is None, reason="no g++")
-SOURCES = ("attention/launch.cu", "launch_attention.cc")
+SOURCES = (*kernel_sources("attention"), "launch_attention.cc")
 WIDTHS = (1, 4, 16, 20, 32, 63, 64, 65, 80, 96, 112, 128, 144, 200, 256)
 KERNELS = pytest.mark.parametrize("width", [20, 32], ids=["plain", "tensor cores"])
 MOST_WIDTH = 256

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.launched import compile_on_cpu, host_compiler
+from tests.launched import compile_on_cpu, host_compiler, kernel_sources
 
 SANITIZE = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 SOURCES = (
-    "linear_w4a8/launch.cu", "attention/launch.cu", "kv_update/launch.cu", "launch_bounds.cc"
+    *kernel_sources("linear_w4a8"), *kernel_sources("attention"), *kernel_sources("kv_update"),
+    "launch_bounds.cc",
 )  # fmt: skip
 
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from ort_ops.int4 import pack_int4
 from ort_ops.linear_w4a8.launch import Call, WeightPointers
 from ort_ops.linear_w4a8.op import LEAST_SCALE, OPS, LinearOp, Weight, activation_codes
-from tests.launched import Buffer, Launched, host_compiler
+from tests.launched import Buffer, Launched, host_compiler, kernel_sources
 from tests.linear_case import LinearCase, random_case, random_rows
 
-SOURCES = ("linear_w4a8/launch.cu", "launch_linear.cc")
+SOURCES = (*kernel_sources("linear_w4a8"), "launch_linear.cc")
 FORMATS = [op for op in OPS if op.activation_bits <= 8]  # more have no kernel for GPUs
 pytestmark = pytest.mark.skipif(host_compiler() is None, reason="no g++")
 
