@@ -32,7 +32,12 @@
 #define __forceinline__ inline
 #define __global__
 #define __launch_bounds__(...)
+#ifdef DQX_ON_THREADS
+#include "on_threads.h"
+#define __shared__ static  // blocks run one after another
+#else
 #define __shared__
+#endif
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -52,10 +57,21 @@ struct dim3 {
 
 inline thread_local dim3 blockIdx;
 
+#ifdef DQX_ON_THREADS
+template <int threads, class Phase>
+void each_thread(const Phase& phase) {
+  for (int step = 0; step < 32; ++step) {
+    lane_at_work = warp_of_team * 32 + turn(step, 32);
+    if (lane_at_work < threads) phase(lane_at_work);
+  }
+  wait_for_team();
+}
+#else
 template <int threads, class Phase>
 void each_thread(const Phase& phase) {
   for (int thread = 0; thread < threads; ++thread) phase(thread);
 }
+#endif
 
 template <class T, int threads>
 struct PerThread {
@@ -66,14 +82,21 @@ struct PerThread {
 template <int threads, class... Parameters>
 int launch(void (*kernel)(Parameters...), dim3 blocks, Stream,
            std::common_type_t<Parameters>... arguments) {
-  for (unsigned z = 0; z < blocks.z; ++z) {
-    for (unsigned y = 0; y < blocks.y; ++y) {
-      for (unsigned x = 0; x < blocks.x; ++x) {
-        blockIdx = dim3(x, y, z);
-        kernel(arguments...);
+  const auto each_block = [&](const auto& work) {
+    for (unsigned z = 0; z < blocks.z; ++z) {
+      for (unsigned y = 0; y < blocks.y; ++y) {
+        for (unsigned x = 0; x < blocks.x; ++x) {
+          blockIdx = dim3(x, y, z);
+          work();
+        }
       }
     }
-  }
+  };
+#ifdef DQX_ON_THREADS
+  run_team((threads + 31) / 32, each_block, [&] { kernel(arguments...); });
+#else
+  each_block([&] { kernel(arguments...); });
+#endif
   return 0;
 }
 

@@ -46,6 +46,44 @@ inline uint32_t __float_as_uint(float value) {
 
 inline float __fmul_rn(float a, float b) { return a * b; }
 
+inline void copy_now(void* to, const void* from, bool there) {
+  if (there) {
+    std::memcpy(to, from, 16);
+  } else {
+    std::memset(to, 0, 16);
+  }
+}
+
+#ifdef DQX_ON_THREADS
+
+template <int threads, class Phase>
+void each_warp(const Phase& phase) {
+  phase(warp_of_team);
+}
+
+template <class Work>
+void each_lane(int warp, const Work& work) {
+  for (int step = 0; step < 32; ++step) {
+    lane_at_work = warp * 32 + turn(step, 32);
+    work(lane_at_work);
+  }
+}
+
+inline void copy_chunk(void* to, const void* from, bool there) {
+  start_copy([=] { copy_now(to, from, there); });
+}
+template <class T>
+void copy_one(T* to, const T* from, bool there) {
+  start_copy([=] { *to = there ? *from : T{}; });
+}
+inline void close_copies() { close_started(); }
+template <int open>
+void wait_for_copies() {
+  make_copies(open);
+}
+
+#else
+
 template <int threads, class Phase>
 void each_warp(const Phase& phase) {
   for (int warp = 0; warp < threads / 32; ++warp) phase(warp);
@@ -56,13 +94,7 @@ void each_lane(int warp, const Work& work) {
   for (int lane = 0; lane < 32; ++lane) work(warp * 32 + lane);
 }
 
-inline void copy_chunk(void* to, const void* from, bool there) {
-  if (there) {
-    std::memcpy(to, from, 16);
-  } else {
-    std::memset(to, 0, 16);
-  }
-}
+inline void copy_chunk(void* to, const void* from, bool there) { copy_now(to, from, there); }
 template <class T>
 void copy_one(T* to, const T* from, bool there) {
   *to = there ? *from : T{};
@@ -70,6 +102,8 @@ void copy_one(T* to, const T* from, bool there) {
 inline void close_copies() {}
 template <int open>
 void wait_for_copies() {}
+
+#endif
 
 template <int threads>
 void load_matrices(int warp, PerThread<const void*, threads>& rows,

@@ -1,5 +1,10 @@
 // Runs launchers over many shapes in memory of exactly their size, for the sanitizers to watch.
+//
+//     launch_bounds [forms [late] [backwards]]     the last two where warps are threads (on_threads.h)
+//
+// Prints a sum over all outputs.
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -7,6 +12,7 @@
 #include "attention/launch.h"
 #include "kv_update/launch.h"
 #include "linear_w4a8/launch.h"
+#include "on_cpu.h"
 
 namespace {
 
@@ -21,10 +27,20 @@ std::unique_ptr<char[]> bytes(size_t count, int value) {
   return made;
 }
 
+// Likewise, each of them `value` or up to 3 less.
+std::unique_ptr<char[]> about(size_t count, int value) {
+  auto made = bytes(count, value);
+  for (size_t i = 0; i < count; ++i) made[i] = static_cast<char>(value - up_to(4) + 1);
+  return made;
+}
+
+uint64_t sum = 0;
+
 size_t size(dqx::Float type) { return type == dqx::Float::fp16 ? 2 : 4; }
 
 // Whether none of the numbers is what memory was filled with, not a number: all were written.
 bool written(const char* y, size_t count, size_t each) {
+  for (size_t i = 0; i < count * each; ++i) sum = sum * 31 + static_cast<unsigned char>(y[i]);
   for (size_t i = 0; i < count; ++i) {
     if (!std::memcmp(y + i * each, "\xff\xff\xff\xff", each)) return false;
   }
@@ -38,6 +54,11 @@ bool linear() {
   call.rows = up_to(70) - 1;
   call.width = up_to(140);
   call.group = up_to(call.depth);
+  if (up_to(3) > 1) {  // of tensor cores
+    call.depth = call.activation_group = 32 * up_to(40);
+    call.width = 32 * up_to(10);
+    call.group = 32 * up_to(4);
+  }
   call.step = 0.01f;
   call.weight_bits = up_to(2) * 4;
   call.activation_bits = up_to(2) * 4;
@@ -50,10 +71,10 @@ bool linear() {
   const auto group = static_cast<size_t>(call.group);
   const size_t groups = (depth + group - 1) / group;
   // 0x3c3c is a number of about 1 in fp16, 0x3c3c3c3c one of about 0.01 in fp32
-  const auto codes = bytes((depth * width * static_cast<size_t>(call.weight_bits) + 7) / 8, 0x5a);
+  const auto codes = about((depth * width * static_cast<size_t>(call.weight_bits) + 7) / 8, 0x5a);
   const auto scales = bytes((call.channel ? 1 : groups) * width * size(call.scales), 0x3c);
-  const auto steps = bytes(groups * width, 3), bias = bytes(width * size(call.type), 0x3c);
-  const auto x = bytes(rows * depth * size(call.type), 0x3c);
+  const auto steps = about(groups * width, 5), bias = bytes(width * size(call.type), 0x3c);
+  const auto x = about(rows * depth * size(call.type), 0x3c);
   const auto y = bytes(rows * width * size(call.type), 0xff);
   const auto workspace = bytes(dqx::linear_workspace(call), 0xff);
   const bool stepped = call.channel && call.weight_bits == 4;
@@ -104,9 +125,9 @@ bool attention() {
   const auto keys = static_cast<size_t>(call.batch * call.keys);
   const auto channels = static_cast<size_t>(call.kv_heads * call.width);
   const size_t queried = rows * static_cast<size_t>(call.heads * call.width);
-  const auto q = bytes(queried * size(call.type), 0x3c), y = bytes(queried * size(call.type), 0xff);
-  const auto k = bytes(keys * channels * size(call.type), 0x3c);
-  const auto v = bytes(keys * channels * size(call.type), 0x3c);
+  const auto q = about(queried * size(call.type), 0x3c), y = bytes(queried * size(call.type), 0xff);
+  const auto k = about(keys * channels * size(call.type), 0x3c);
+  const auto v = about(keys * channels * size(call.type), 0x3c);
   const auto scale = bytes(channels * size(call.type), 0x1c);  // of values that have no zero code
   const auto zero = bytes(channels * size(call.type), 0);
   const auto visible = bytes(rows * static_cast<size_t>(call.keys), up_to(2) - 1);
@@ -121,12 +142,19 @@ bool attention() {
 
 }  // namespace
 
-int main() {
-  for (int form = 0; form < 60; ++form) {
+int main(int count, char** words) {
+  const int forms = count > 1 ? std::atoi(words[1]) : 60;
+#ifdef DQX_ON_THREADS
+  for (int i = 2; i < count; ++i) {
+    dqx::late_copies |= !std::strcmp(words[i], "late");
+    dqx::backwards |= !std::strcmp(words[i], "backwards");
+  }
+#endif
+  for (int form = 0; form < forms; ++form) {
     if (!linear() || !kv_update() || !attention()) {
       std::printf("form %d failed or left outputs unwritten\n", form);
       return 1;
     }
   }
-  std::puts("60 forms");
+  std::printf("%d forms, %llx\n", forms, static_cast<unsigned long long>(sum));
 }

@@ -15,7 +15,9 @@ GPUS = (86, 87, 89, 110, 120)  # SM of RTX 30, Orin, RTX 40, Thor, RTX 50
 # the kernels of a launcher, and the most registers of a thread: an SM has 65536, so that with 128
 # of them 4 blocks of 128 threads share it, and one works while others wait for memory
 LAUNCHERS = {
-    "linear_w4a8/launch.cu": (22, 255),
+    "linear_w4a8/launch.cu": (3, 40),
+    "linear_w4a8/dp4a.cu": (4, 128),
+    "linear_w4a8/mma8.cu": (16, 255),
     "attention/launch.cu": (17, 168),
     "kv_update/launch.cu": (6, 40),
 }
