@@ -9,7 +9,16 @@
 
 #include "on_cpu.h"
 
+#ifdef DQX_ON_CPU
+#include <atomic>
+#endif
+
 namespace dqx {
+
+#ifdef DQX_ON_CPU
+inline std::atomic<long> bank_conflicts{0};  // rows that load_matrices met on banks in use
+#endif
+
 namespace {
 
 // A thread's part of a matrix.
@@ -105,9 +114,24 @@ void wait_for_copies() {}
 
 #endif
 
+// Counts those of 8 rows of 16 bytes that one step of shared memory cannot read.
+template <int threads>
+void count_conflicts(int warp, PerThread<const void*, threads>& rows) {
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    const void* in_use[8] = {};
+    for (int row = 0; row < 8; ++row) {
+      const void* place = rows[warp * 32 + matrix * 8 + row];
+      const void*& held = in_use[reinterpret_cast<uintptr_t>(place) / 16 % 8];
+      if (held && held != place) ++bank_conflicts;
+      held = place;
+    }
+  }
+}
+
 template <int threads>
 void load_matrices(int warp, PerThread<const void*, threads>& rows,
                    PerThread<Quad, threads>& to) {
+  count_conflicts(warp, rows);
   for (int lane = 0; lane < 32; ++lane) {
     for (int matrix = 0; matrix < 4; ++matrix) {
       const void* row = rows[warp * 32 + matrix * 8 + lane / 4];

@@ -2,7 +2,7 @@
 //
 //     launch_bounds [forms [late] [backwards]]     the last two where warps are threads (on_threads.h)
 //
-// Prints a sum over all outputs.
+// Prints a sum over all outputs, and how often rows of shared memory met on its banks.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -12,7 +12,7 @@
 #include "attention/launch.h"
 #include "kv_update/launch.h"
 #include "linear_w4a8/launch.h"
-#include "on_cpu.h"
+#include "warp.cuh"
 
 namespace {
 
@@ -156,5 +156,6 @@ int main(int count, char** words) {
       return 1;
     }
   }
-  std::printf("%d forms, %llx\n", forms, static_cast<unsigned long long>(sum));
+  std::printf("%d forms, %llx, %ld bank conflicts\n", forms, static_cast<unsigned long long>(sum),
+              dqx::bank_conflicts.load());
 }
