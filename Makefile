@@ -1,6 +1,6 @@
 # Two commands do everything on a machine with Python 3.11 or later: `make demo` and `make test`.
-# Others: `make check` (no install), `make check-trt`, `make gpu-check`, `make gpu-bench`,
-# `make check-lm-eval`, `make check-arm`, `make clean`.
+# Others: `make check` (no install), `make check-cuda`, `make check-triton`, `make check-trt`,
+# `make gpu-check`, `make gpu-bench`, `make check-lm-eval`, `make check-arm`, `make clean`.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +11,7 @@ REGISTRIES := $(addprefix tensorrt-lean-cu13,$(addsuffix ==10.16.1.11, -bindings
 	tensorrt-lean-cu13==10.16.1.11 $(addprefix tensorrt-dispatch-cu13, -bindings==11.4.0.106 -libs==11.4.0.106) \
 	tensorrt-dispatch-cu13==11.4.0.106
 
-.PHONY: demo test install install-dev install-trt check check-trt gpu-check gpu-bench check-lm-eval check-arm clean
+.PHONY: demo test install install-dev install-triton install-trt check check-cuda check-triton check-trt gpu-check gpu-bench check-lm-eval check-arm clean
 
 demo: install
 	rm -rf $(DEMO)
@@ -44,6 +44,7 @@ $(VENV)/.installed: $(VENV)/.python pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt -e '.[cpu,dev]'
+	-$(BIN)/python -m pip install --quiet --constraint constraints.txt -e '.[sass]'
 	-$(BIN)/python ort_ops/build.py
 	touch $(VENV)/.installed $@
 
@@ -52,6 +53,18 @@ check:
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest
+
+# needs nvcc: kernels for all GPUs, their registers, and their instructions
+check-cuda: install-dev
+	$(BIN)/pytest -m cuda_compile tests/ort_ops -rs
+
+# a second kernel of every operator, run by Triton's interpreter and compiled for GPUs
+install-triton: install-dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt -e '.[triton]'
+
+check-triton: install-triton
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/pytest -m 'triton and not gpu' tests/tools/triton_twins
+	$(BIN)/pytest -m 'triton and not gpu' tests/tools/triton_twins/test_compiles.py
 
 install-trt: install-dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt -e '.[cpu,dev,rtx]'

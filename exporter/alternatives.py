@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from exporter.families import Spec
+from exporter.operator_use import cache_bits, operator_use
 from exporter.planner import Needs, estimate
 from exporter.quant_options import QuantOptions
 from exporter.recipes import Recipe, make_recipe
@@ -20,7 +21,8 @@ def alternatives(
 
     Narrower keys and values, shorter canvases, recipes with narrower weights, then these together.
     """
-    kept = [bits for bits in target.cache_bits if bits < recipe.kv_bits]
+    possible = cache_bits(target, operator_use(target, True, 0), recipe)
+    kept = [bits for bits in possible if bits < recipe.kv_bits]
     canvases = [canvas >> halved for halved in range(1, 8) if canvas >> halved >= SHORTEST]
     for bits in kept:
         yield f"--kv-bits {bits}", estimate(spec, replace(recipe, kv_bits=bits), canvas)

@@ -2,6 +2,7 @@
 
 import onnx_ir as ir
 
+from exporter.cached_attention_graph import cached_attention
 from exporter.families import Spec
 from exporter.graph_builder import FLOAT, Builder
 from exporter.kv_graph import keep
@@ -22,6 +23,8 @@ def attention(
     """
     grid = g.blocks[index].attention or AttentionGrid()
     native = g.rules.opset >= 23
+    if sees.write is not None and grid.keeps_codes:
+        return cached_attention(g, spec, index, grid, q, k, v, sees)
     if sees.write is None and grid.is_float and native and not g.rules.heads_apart:
         return g.op("Attention", q, k, v, sees.visible, is_causal=0, q_num_heads=spec.heads,
                     kv_num_heads=spec.kv_heads)  # fmt: skip
@@ -42,7 +45,7 @@ def attention(
 def _has_operator(g: Builder, grid: AttentionGrid) -> bool:
     """Whether `ort_ops/attention` computes on that grid."""
     integers = FLOAT_BITS not in (grid.q_bits, grid.k_bits, grid.v_bits, grid.p_bits)
-    static = grid.v_scale is not None and grid.p_scale == "static" and grid.key_mean
+    static = grid.v_scale is not None and grid.p_scale == "row" and grid.key_mean
     use = g.operators
     if use is None or not use.attention or (g.compute != FLOAT and not use.plugins):
         return False
@@ -64,9 +67,13 @@ def _own_attention(
         turn, heads = g.weight(f"{index}.rotation"), g.ints([0, 0, spec.heads, spec.head_dim])
         q = g.op("MatMul", g.op("Reshape", q, heads), turn)
         q, k = g.op("Reshape", q, g.ints([0, 0, -1])), g.op("MatMul", k, turn)
+    common = sees.common
+    if grid.k_mean is not None:  # then there are no common keys, of which the operator took a mean
+        k = g.op("Sub", k, g.weight(f"{index}.k_mean"))
+        common = g.op("And", common, g.op("Not", common))
     scale, zero = g.weight(f"{index}.v_scale"), g.weight(f"{index}.v_zero")
     return g.own(
-        NAME, function_body, q, k, v, sees.visible, sees.common, scale, zero,
+        NAME, function_body, q, k, v, sees.visible, common, scale, zero,
         heads=spec.heads, kv_heads=spec.kv_heads,
         q_top=2 ** (grid.q_bits - 1) - 1, k_top=2 ** (grid.k_bits - 1) - 1,
         v_top=2**grid.v_bits - 1, p_top=2**grid.p_bits - 1,
@@ -100,7 +107,10 @@ def _rounded_attention(
         turn = g.weight(f"{index}.rotation")
         q, k = g.op("MatMul", q, turn), g.op("MatMul", k, turn)
     if grid.k_bits != FLOAT_BITS:
-        k = g.op("Sub", k, _mean_key(g, k, sees.common)) if grid.key_mean else k
+        if grid.k_mean is not None:
+            k = g.op("Sub", k, g.weight(f"{index}.k_mean"))
+        elif grid.key_mean:
+            k = g.op("Sub", k, _mean_key(g, k, sees.common))
     q, k = _round_tokens(g, q, grid.q_bits), _round_tokens(g, k, grid.k_bits)
     p = _round_probabilities(g, grid, _probabilities(g, spec, q, k, sees.visible))
     out = g.op("MatMul", p, _round_values(g, grid, index, v))
@@ -130,19 +140,20 @@ def _probabilities(g: Builder, spec: Spec, q: ir.Value, k: ir.Value, visible: ir
     scores = g.op("MatMul", scaled, g.op("Transpose", k, perm=[0, 1, 2, 4, 3]))
     scores = g.op("Where", g.op("Unsqueeze", visible, g.ints([2])), scores,
                   g.number(NEVER[g.compute]))  # fmt: skip
-    p = g.op("Softmax", g.cast(scores, FLOAT) if g.compute != FLOAT else scores, axis=-1)
-    return g.cast(p, g.compute) if g.compute != FLOAT else p
+    return g.op("Softmax", g.cast(scores, FLOAT) if g.compute != FLOAT else scores, axis=-1)
 
 
 def _round_probabilities(g: Builder, grid: AttentionGrid, p: ir.Value) -> ir.Value:
-    if grid.p_bits == FLOAT_BITS:
-        return p
-    top = 2**grid.p_bits - 1
-    if grid.p_scale == "static":
-        codes = g.op("Round", g.op("Mul", p, g.number(float(top))))
-        return g.op("Mul", codes, g.number(1 / top))
-    scale = g.row_scale(p, top)
-    return g.op("Mul", g.op("Round", g.op("Div", p, scale)), scale)
+    """fp32 in, and out as the graph computes."""
+    top = g.floats([float(2**grid.p_bits - 1)])
+    if grid.p_bits != FLOAT_BITS and grid.p_scale == "static":
+        step = g.floats([1 / (2**grid.p_bits - 1)])
+        p = g.op("Mul", g.op("Round", g.op("Mul", p, top)), step)
+    elif grid.p_bits != FLOAT_BITS:
+        share = g.op("Div", p, g.op("ReduceMax", p, g.ints([-1]), keepdims=1))
+        codes = g.op("Round", g.op("Mul", share, top))
+        p = g.op("Div", codes, g.op("ReduceSum", codes, g.ints([-1]), keepdims=1))
+    return g.cast(p, g.compute) if g.compute != FLOAT else p
 
 
 def _round_values(g: Builder, grid: AttentionGrid, index: int, v: ir.Value) -> ir.Value:

@@ -19,6 +19,7 @@ from exporter.mlp import finish, trace_gated
 from exporter.model import (
     GROUPS,
     Context,
+    positioned_keys,
     rms_norm,
     run_block,
     trace_attention,
@@ -176,6 +177,12 @@ class CalibratedBlock:
             pairs = zip(self.batches, self._routed(), strict=True)
             mine = sum(int((b.weights[r.routing.tokens(number)[0]] != 0).sum()) for b, r in pairs)
         return sum(self.team.collect(mine))
+
+    def positioned_keys(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for batch in self.batches:
+            x = self._trace(batch, ATTENTION[0].name)
+            k = positioned_keys(self.spec, self.layer, x, batch.context)
+            yield k, batch.weights.view(batch.hidden.shape[:2])
 
     def operands(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         for batch in self.batches:

@@ -9,6 +9,7 @@ docs/architecture.md.
 import onnx_ir as ir
 
 from exporter.attention_graph import attention
+from exporter.cached_attention_graph import turns_inside
 from exporter.families import Spec
 from exporter.graph_builder import FLOAT, INT64, Builder
 from exporter.graph_kind import GraphKind
@@ -96,10 +97,11 @@ def _block(g: Builder, spec: Spec, index: int, hidden: ir.Value, sees: Visibilit
     into, out_of = ATTENTION
     x = enter(g, index, into, g.rms_norm(hidden, f"{index}.attn_norm", spec.norm_eps))
     q, k, v = leave(g, index, into, x)
-    q = _place(g, spec, f"{index}.q", spec.heads, q, sees.positions)
+    positions = None if turns_inside(g, spec, index, sees) else sees.positions
+    q = _place(g, spec, f"{index}.q", spec.heads, q, positions)
     if sees.query_scale is not None:
         q = g.op("Mul", q, sees.query_scale)
-    k = _place(g, spec, f"{index}.k", spec.kv_heads, k, sees.positions)
+    k = _place(g, spec, f"{index}.k", spec.kv_heads, k, positions)
     x = enter(g, index, out_of, attention(g, spec, index, q, k, v, sees))
     hidden = g.op("Add", hidden, leave(g, index, out_of, x)[0])
     x = g.rms_norm(hidden, f"{index}.mlp_norm", spec.norm_eps)
@@ -107,13 +109,15 @@ def _block(g: Builder, spec: Spec, index: int, hidden: ir.Value, sees: Visibilit
 
 
 def _place(
-    g: Builder, spec: Spec, name: str, heads: int, y: ir.Value, positions: ir.Value
+    g: Builder, spec: Spec, name: str, heads: int, y: ir.Value, positions: ir.Value | None
 ) -> ir.Value:
-    """Queries or keys (rows, S, heads · K) with norm and rotary embedding."""
+    """Queries or keys (rows, S, heads · K) with norm and rotary embedding; None: norm alone."""
     if spec.qk_norm:
         y = g.op("Reshape", y, g.ints([0, 0, heads, spec.head_dim]))
         y = g.rms_norm(y, f"{name}_norm", spec.norm_eps)
         y = g.op("Reshape", y, g.ints([0, 0, heads * spec.head_dim]))
+    if positions is None:
+        return y
     if g.rules.opset < 23:
         return _turn(g, spec, heads, y, positions)
     part = {} if spec.rotary_dim == spec.head_dim else {"rotary_embedding_dim": spec.rotary_dim}

@@ -64,7 +64,18 @@ class Builder:
         *inputs: ir.Value,
         **attributes: int | float | str,
     ) -> ir.Value:
-        """The operator `name` of ours; the model brings its function body.
+        """The one output of `owns`."""
+        return self.owns(name, body, 1, *inputs, **attributes)[0]
+
+    def owns(
+        self,
+        name: str,
+        body: Callable[[Body], ir.Function],
+        count: int,
+        *inputs: ir.Value,
+        **attributes: int | float | str,
+    ) -> list[ir.Value]:
+        """The `count` outputs of the operator `name` of ours; the model brings its function body.
 
         Where kernels are plugins of TensorRT the node says so: else the body would be taken.
         """
@@ -73,9 +84,9 @@ class Builder:
             self.functions[name] = body(Body(self.rules.opset, self.compute == HALF))
         if self.operators.plugins:
             attributes |= {"plugin_namespace": DOMAIN, "plugin_version": "1"}
-        node = ir.node(name, list(inputs), attributes=attributes, domain=DOMAIN)
+        node = ir.node(name, list(inputs), attributes=attributes, domain=DOMAIN, num_outputs=count)
         self.graph.append(node)
-        return node.outputs[0]
+        return list(node.outputs)
 
     def model(self) -> ir.Model:
         """The finished graph with the functions that it calls."""

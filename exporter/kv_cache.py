@@ -12,7 +12,8 @@ from passes.activations.attention import FLOAT, round_tokens
 class Kept:
     """What one block keeps of rows whose call feeds the positions from `start` on.
 
-    Keys stand behind norm and rotary embedding. Grids of attention are applied to what is read,
+    Keys stand behind norm and rotary embedding. Where attention keeps codes it is these that are
+    kept, as the numbers that they stand for. Else grids of attention are applied to what is read,
     because those of keys depend on which keys are visible; what is kept is rounded to `bits` alone.
     """
 
@@ -21,11 +22,16 @@ class Kept:
     start: int
     bits: int = FLOAT
 
-    def feed(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """All keys and values, once k and v (B, kv heads, Q, K) stand at `start`."""
-        fed = slice(self.start, self.start + k.shape[2])
-        self.keys[:, :, fed] = round_tokens(k, self.bits)
-        self.values[:, :, fed] = round_tokens(v, self.bits)
+    def feed(
+        self, k: torch.Tensor, v: torch.Tensor, codes: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """All keys and values, once k and v (B, kv heads, Q, K) stand at `start`.
+
+        `codes`: they are on the grids of attention already.
+        """
+        fed, bits = slice(self.start, self.start + k.shape[2]), FLOAT if codes else self.bits
+        self.keys[:, :, fed] = round_tokens(k, bits)
+        self.values[:, :, fed] = round_tokens(v, bits)
         return self.keys, self.values
 
 

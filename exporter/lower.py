@@ -4,8 +4,8 @@ Tensor names in the file: `embed`, `final_norm`, `head`, `suppress`, `cos`, `sin
 `<block>.<name>`; linears and routers are (in, out). A quantized linear `x` has its codes in `x`,
 its scales (in / group, out) in `x.scale`; on two levels `x.steps` (in / group, out) are integers
 and `x.scale` (out,) are the row scales. `x.left`, `x.right` are a low-rank correction. What turns
-the input of a group lies in `<block>.<group>/<number>.<side>`, the grid of values in
-`<block>.v_scale`, `.v_zero`.
+the input of a group lies in `<block>.<group>/<number>.<side>`, the mean key in
+`<block>.k_mean`, the grid of values in `<block>.v_scale`, `.v_zero`.
 """
 
 from collections import Counter
@@ -136,7 +136,7 @@ def _add_sides(
             continue
         if name == "left":
             tensor = tensor.T  # it multiplies from the left
-        if name.startswith("v_"):
+        if name.startswith(("k_", "v_")):
             tensor = tensor[:, None, None]  # (kv heads, 1, 1, K), beside (…, kv heads, 1, S, K)
         _add(out, f"{prefix}.{name}", tensor, _type_of(tensor, compute))
 

@@ -17,7 +17,12 @@ from exporter.kv_cache import Kept
 from exporter.layer import Layer
 from exporter.linear_groups import ATTENTION, MLP
 from exporter.mlp import Trace, trace_mlp
-from passes.activations.attention import probabilities, quantized_attention
+from passes.activations.attention import (
+    probabilities,
+    quantized_attention,
+    rounded_attention,
+    rounded_operands,
+)
 
 GROUPS = (*ATTENTION, *MLP)  # of a dense block; see linear_groups.py for others
 LINEARS = tuple(name for group in GROUPS for name in group.linears)
@@ -165,13 +170,25 @@ def trace_attention(spec: Spec, layer: Layer, hidden: torch.Tensor, context: Con
 def attend(spec: Spec, layer: Layer, x: torch.Tensor, context: Context) -> torch.Tensor:
     """Attention of the normed x (B, S, D), up to what enters the output linear."""
     q, k, v = _operands(spec, layer, x, context)
-    if layer.attention is None or layer.attention.is_float:
+    grid, kept = layer.attention, context.kept
+    if kept is not None and grid is not None and grid.keeps_codes:
+        q, k, v = rounded_operands(q, k, v, None, grid)
+        k, v = kept.feed(k, v, codes=True)
+        return rounded_attention(q, k, v, context.allowed, grid).transpose(1, 2).flatten(-2)
+    if kept is not None:
+        k, v = kept.feed(k, v)
+    if grid is None or grid.is_float:
         out = F.scaled_dot_product_attention(
             q, k, v, context.allowed, enable_gqa=spec.heads != spec.kv_heads
         )
     else:
-        out = quantized_attention(q, k, v, context.allowed, context.common, layer.attention)
+        out = quantized_attention(q, k, v, context.allowed, context.common, grid)
     return out.transpose(1, 2).flatten(-2)
+
+
+def positioned_keys(spec: Spec, layer: Layer, x: torch.Tensor, context: Context) -> torch.Tensor:
+    """Keys (B, kv heads, S, K) with their positions, not yet rounded."""
+    return _operands(spec, layer, x, context)[1]
 
 
 def weighted_values(
@@ -185,7 +202,7 @@ def weighted_values(
 def _operands(
     spec: Spec, layer: Layer, x: torch.Tensor, context: Context
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q (B, H, Q, K), k and v (B, kv heads, S, K), with positions, not yet rounded."""
+    """q (B, H, Q, K), k and v (B, kv heads, Q, K), with positions, not yet rounded."""
     flat = layer.leave(ATTENTION[0], x)
     q, k, v = (y.unflatten(-1, (-1, spec.head_dim)).transpose(1, 2) for y in flat)
     if spec.qk_norm:
@@ -194,7 +211,7 @@ def _operands(
     q, k = rotate(q, context.cos, context.sin), rotate(k, context.cos, context.sin)
     if context.query_scale is not None:
         q = q * context.query_scale.to(q.dtype)
-    return (q, k, v) if context.kept is None else (q, *context.kept.feed(k, v))
+    return q, k, v
 
 
 def run_block(spec: Spec, layer: Layer, hidden: torch.Tensor, context: Context) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from exporter.recipes import Recipe
+from exporter.recipes import Recipe, keeps_codes
 from targets import Target
 
 
@@ -23,6 +23,7 @@ class OperatorUse:
     weight_bits: tuple[int, ...] = (4, 8)  # of linears that are ours
     attention: bool = True
     kv_update: bool = False
+    cached_attention: bool = False
     plugins: bool = False  # kernels are plugins of TensorRT, which compute in halves too
 
 
@@ -37,8 +38,23 @@ def operator_use(target: Target, wanted: bool, accuracy_level: int) -> OperatorU
         weight_bits=next((by_name[name] for name in target.operators if name in by_name), ()),
         attention="attention" in target.operators,
         kv_update="kv-update" in target.operators,
+        cached_attention="cached-attention" in target.operators,
         plugins=plugins,
     )
+
+
+def cache_bits(target: Target, use: OperatorUse | None, recipe: Recipe) -> tuple[int, ...]:
+    """What graphs of a recipe can keep keys and values in on a target, with the operators `use`.
+
+    TensorRT stores no integers in a cache by itself; of ours, one does that for bytes, and one with
+    codes of attention.
+    """
+    if target.runtime == "onnxruntime":
+        return target.cache_bits
+    bytes_too = use is not None and use.kv_update
+    codes = use is not None and use.cached_attention and keeps_codes(recipe.attention, 4)
+    possible = {16, *[8] * bytes_too, *[8, 4] * codes}
+    return tuple(bits for bits in target.cache_bits if bits in possible)
 
 
 def needs_plugins(use: OperatorUse | None, recipe: Recipe) -> bool:

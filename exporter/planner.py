@@ -99,10 +99,11 @@ def head_bytes(spec: Spec, recipe: Recipe) -> float:
 def cache_bytes(spec: Spec, recipe: Recipe) -> int:
     """What keys and values of one position take in all blocks when they are kept between calls."""
     compute = FLOAT_BYTES[recipe.compute]
-    vector = spec.head_dim * compute
-    if recipe.kv_bits < 16:
-        vector = spec.head_dim * recipe.kv_bits // 8 + compute  # and a scale
-    return 2 * spec.layers * spec.kv_heads * vector
+    vectors = 2 * spec.head_dim * compute
+    if recipe.kv_bits < 16:  # and scales: codes of attention have one for the key alone
+        scales = 1 if recipe.keeps_codes else 2
+        vectors = 2 * spec.head_dim * recipe.kv_bits // 8 + scales * compute
+    return spec.layers * spec.kv_heads * vectors
 
 
 def bits_a_weight(spec: Spec, recipe: Recipe) -> float:

@@ -143,7 +143,7 @@ def attention(
     """
     grid = recipe.attention
     rounded = grid is not None and FLOAT not in (grid.q_bits, grid.k_bits, grid.v_bits, grid.p_bits)
-    static = grid is not None and grid.p_scale == "static" and grid.key_mean
+    static = grid is not None and grid.p_scale == "row" and grid.key_mean
     ours = use is not None and use.attention and rounded and static
     moved = rows * (canvas + fed) * cache_bytes(spec, recipe) if cached else 0
     count = 4.0 * spec.layers * rows * fed * canvas * spec.heads * spec.head_dim

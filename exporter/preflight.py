@@ -11,7 +11,7 @@ from exporter.errors import UserError
 from exporter.families import Spec, block_shapes
 from exporter.graph_kind import GraphKind
 from exporter.linear_groups import group_of_each
-from exporter.operator_use import OperatorUse
+from exporter.operator_use import OperatorUse, cache_bits
 from exporter.prompts import Prompts
 from exporter.recipes import Recipe
 from exporter.runtime.settings import Settings
@@ -32,14 +32,15 @@ def check_formats(
     are in `use`, has no graph for.
     """
     grid, rows = recipe.weights, recipe.activation
-    bits = target.cache_bits
-    if target.runtime != "onnxruntime" and (use is None or not use.kv_update):
-        bits = (16,)  # its own TensorScatter takes floats alone
+    bits = cache_bits(target, use, recipe)
     if recipe.kv_bits not in bits:
+        others = "--no-operators" if use is None else "use a recipe with 8-bit attention, as w4a8"
         raise UserError(
             f"The runtime of `{target.name}` keeps keys and values in "
             f"{' or '.join(map(str, bits))} bits here, not in {recipe.kv_bits}",
-            "Leave --kv-bits out" + " or --no-operators" * (recipe.kv_bits in target.cache_bits),
+            f"Leave --kv-bits out, or {others}"
+            if recipe.kv_bits in target.cache_bits
+            else "Leave --kv-bits out",
         )
     if recipe.embed_bits not in target.embed_bits:
         raise UserError(

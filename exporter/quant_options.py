@@ -20,7 +20,7 @@ class QuantOptions:
     k_bits: int | None = _option(None, "Of keys.")
     v_bits: int | None = _option(None, "Of values.")
     p_bits: int | None = _option(None, "Of attention probabilities.")
-    p_scale: Literal["static", "row"] = _option("static", "Scale of probabilities.")
+    p_scale: Literal["static", "row"] = _option("row", "Scale of probabilities: of a row, or one.")
     kv_bits: int = _option(16, "Of kept keys and values (--cache): 8, 4, or 16 as computed.")
     clip: bool | None = _option(None, "Search weight scales instead of covering maxima.")
     act_order: bool = _option(False, "GPTQ: columns of large input first.")

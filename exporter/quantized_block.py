@@ -17,7 +17,7 @@ from passes.base import LowRank
 from passes.numerics import QuantizedLinear
 from passes.transforms.online import Permutation, Rotation, Transform
 
-OPERANDS = ("rotation", "v_scale", "v_zero")  # tensors of an attention grid
+OPERANDS = ("rotation", "k_mean", "v_scale", "v_zero")  # tensors of an attention grid
 
 
 @dataclass(frozen=True)

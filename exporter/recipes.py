@@ -14,6 +14,7 @@ from exporter.recipe_names import BITS, SCALES, Limits, Precision, full_name, pa
 from passes.activations.attention import FLOAT, AttentionGrid
 from passes.activations.grid import ActivationGrid
 from passes.activations.ia_aq import IaAq
+from passes.activations.key_mean import KeyMean
 from passes.activations.static import StaticScales
 from passes.base import Block, LinearGroup, Pass
 from passes.calibrate.cgq import Cgq
@@ -69,6 +70,11 @@ class Recipe:
     blocks: tuple[Pass[Block], ...] = ()  # run over every block, in order
     limits: Limits = BITS["fp32"].limits
 
+    @property
+    def keeps_codes(self) -> bool:
+        """Whether caches hold the codes of keys and values that attention computes with."""
+        return keeps_codes(self.attention, self.kv_bits)
+
     def on_grids(self, block: int, group: LinearGroup) -> LinearGroup:
         """`group` of the given block, with the grids that its weights and inputs go on."""
         grid = self.weights
@@ -77,6 +83,16 @@ class Recipe:
             if self.weights is not None and self.weights.levels == 2:
                 grid = replace(grid, group=None)  # integers are summed over whole rows
         return replace(group, grid=grid, activation=self.activation)
+
+
+def keeps_codes(grid: AttentionGrid | None, kv_bits: int) -> bool:
+    """The rule: caches of fewer bits hold codes of attention, where attention is all integers.
+
+    Values have static scales then (IaAq), and the mean key is calibrated (KeyMean).
+    """
+    if grid is None or kv_bits == FLOAT or grid.p_scale != "row":
+        return False
+    return FLOAT not in (grid.q_bits, grid.k_bits, grid.v_bits, grid.p_bits)
 
 
 def make_recipe(name: str, spec: Spec, options: QuantOptions, compute: Storage) -> Recipe:
@@ -166,6 +182,8 @@ def _passes(
     grids: list[Pass[Block]] = []
     if activation is not None and activation.granularity == "tensor":
         grids.append(StaticScales())
+    if keeps_codes(attention, options.kv_bits):
+        grids.append(KeyMean())
     if attention is not None and attention.v_bits != FLOAT:
         alphas = options.alphas if "iaaq" in components else "minmax"
         grids.append(IaAq(alphas, headroom=HEADROOM if attention.v_bits == 8 else 1.0))
@@ -261,7 +279,15 @@ def _attention(precision: Precision, options: QuantOptions) -> AttentionGrid | N
             raise UserError(f"--{name}-bits {width} is not possible", "Use 4, 8 or 16 (float)")
     q, k, v, p = bits
     grid = AttentionGrid(q, k, v, p, p_scale=options.p_scale)
-    return None if grid.is_float else grid
+    if not keeps_codes(grid, options.kv_bits):
+        return None if grid.is_float else grid
+    for name, given in (("k", options.k_bits), ("v", options.v_bits)):
+        if given not in (None, options.kv_bits):
+            raise UserError(
+                f"--{name}-bits {given} with a cache that keeps codes of {options.kv_bits} bits",
+                f"Leave --{name}-bits out, or give --kv-bits {given}",
+            )
+    return replace(grid, k_bits=options.kv_bits, v_bits=options.kv_bits)
 
 
 def _inputs(spec: Spec) -> list[int]:

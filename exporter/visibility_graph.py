@@ -9,6 +9,9 @@ import onnx_ir as ir
 
 from exporter.families import Spec
 from exporter.graph_builder import FLOAT, INT64, Builder
+from ort_ops.cached_attention.op import HIDDEN
+
+INT32 = ir.DataType.INT32
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class Visibility:
     common: ir.Value  # bool (rows, S): keys that every query of the canvas sees
     query_scale: ir.Value | None  # (rows, Q, 1): what queries are multiplied by
     write: ir.Value | None  # int64 (rows,): where the first fed token stands in a cache
+    key_block: ir.Value | None = None  # int32 (rows, S), and
+    reach: ir.Value | None = None  # int32 (rows, Q): `visible` as attention over codes takes it
 
 
 def visibility(
@@ -43,19 +48,40 @@ def visibility(
         positions = _at_fed(g, _counted(g, key_mask), ids, start)
     scale = _query_scale(g, spec, positions)
     shown = g.op("Unsqueeze", key_mask, g.ints([1, 2]))
+    codes = write is not None and any(block.keeps_codes for block in g.blocks)
     if spec.attention == "full":
-        return Visibility(positions, _to_queries(g, shown, ids), key_mask, scale, write)
+        everywhere = _to_queries(g, shown, ids)
+        reaches = _reaches(g, key_mask, None, _no_block(g, ids)) if codes else ()
+        return Visibility(positions, everywhere, key_mask, scale, write, *reaches)
     assert spec.block_length is not None
     blocks = counted = _counted(g, key_mask)
     if causal is None:
         blocks = g.op("Div", counted, g.ints([spec.block_length]))
-    own = g.op("Unsqueeze", _at_fed(g, blocks, ids, start), g.ints([1, 3]))
+    fed = _at_fed(g, blocks, ids, start)
+    own = g.op("Unsqueeze", fed, g.ints([1, 3]))
     reached = g.op("LessOrEqual", g.op("Unsqueeze", blocks, g.ints([1, 2])), own)
     if causal is not None:
         filled = g.op("And", _last_block(g, spec, counted, ids, start), g.op("Not", causal))
-        reached = g.op("Or", reached, filled)
+        reached = g.op("Or", reached, g.op("Unsqueeze", filled, g.ints([1, 3])))
+        fed = g.op("Where", filled, g.ints([HIDDEN - 1]), fed)
     common = g.op("And", key_mask, g.op("Equal", blocks, g.ints([0])))
-    return Visibility(positions, g.op("And", reached, shown), common, scale, write)
+    reaches = _reaches(g, key_mask, blocks, fed) if codes else ()
+    visible = g.op("And", reached, shown)
+    return Visibility(positions, visible, common, scale, write, *reaches)
+
+
+def _reaches(
+    g: Builder, key_mask: ir.Value, blocks: ir.Value | None, fed: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """The block of each key (rows, S), and that up to which queries (rows, Q) see, int32."""
+    blocks = g.ints([0]) if blocks is None else blocks
+    of_keys = g.op("Where", key_mask, blocks, g.ints([HIDDEN]))
+    return g.cast(of_keys, INT32), g.cast(fed, INT32)
+
+
+def _no_block(g: Builder, ids: ir.Value) -> ir.Value:
+    """Zeros like ids (rows, Q)."""
+    return g.op("Mul", ids, g.ints([0]))
 
 
 def shadow_visibility(g: Builder, spec: Spec, key_mask: ir.Value, shadow: ir.Value) -> Visibility:
@@ -83,12 +109,11 @@ def shadow_visibility(g: Builder, spec: Spec, key_mask: ir.Value, shadow: ir.Val
 def _last_block(
     g: Builder, spec: Spec, counted: ir.Value, ids: ir.Value, start: ir.Value | None
 ) -> ir.Value:
-    """Which fed tokens stand in the last block that is shown (rows, 1, Q, 1)."""
+    """Which fed tokens (rows, Q) stand in the last block that is shown."""
     assert spec.block_length is not None
     last = g.op("ReduceMax", counted, g.ints([1]), keepdims=1)
     before = g.op("Sub", last, g.ints([spec.block_length]))
-    inside = g.op("Greater", _at_fed(g, counted, ids, start), before)
-    return g.op("Unsqueeze", inside, g.ints([1, 3]))
+    return g.op("Greater", _at_fed(g, counted, ids, start), before)
 
 
 def _query_scale(g: Builder, spec: Spec, positions: ir.Value) -> ir.Value | None:

@@ -24,6 +24,11 @@ class BlockForm:
     activations: dict[str, ActivationGrid] = field(default_factory=dict)  # by group
     attention: AttentionGrid | None = None
 
+    @property
+    def keeps_codes(self) -> bool:
+        """Whether caches hold codes of its keys and values; see AttentionGrid."""
+        return self.attention is not None and self.attention.keeps_codes
+
 
 @dataclass(frozen=True)
 class Stored:

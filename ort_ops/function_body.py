@@ -1,6 +1,6 @@
 """Writes ONNX functions: the standard operators that a node of ours stands for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +28,15 @@ class Body:
 
     def floats(self, name: str) -> ir.Value:
         """An input of activations, in fp32."""
-        value = self.input(name)
-        return self.op("Cast", value, to=int(ir.DataType.FLOAT)) if self.half else value
+        return self.widened(self.input(name))
+
+    def widened(self, x: ir.Value) -> ir.Value:
+        """x, of activations, in fp32."""
+        return self.op("Cast", x, to=int(ir.DataType.FLOAT)) if self.half else x
+
+    def rounded(self, x: ir.Value) -> ir.Value:
+        """x, in fp32, in the type of activations."""
+        return self.op("Cast", x, to=int(ir.DataType.FLOAT16)) if self.half else x
 
     def op(self, kind: str, *inputs: ir.Value, **attributes: int | ir.Attr) -> ir.Value:
         given = [
@@ -58,17 +65,18 @@ class Body:
     def function(
         self,
         name: str,
-        output: ir.Value,
+        outputs: ir.Value | Sequence[ir.Value],
         attributes: Mapping[str, ir.AttributeType],
         activations: bool = True,
     ) -> ir.Function:
         """The finished function with the attributes that it refers to.
 
-        `activations`: the output is of these, computed in fp32.
+        `activations`: the first output is of these, computed in fp32.
         """
-        if self.half and activations:
-            output = self.op("Cast", output, to=int(ir.DataType.FLOAT16))
+        first, *others = [outputs] if isinstance(outputs, ir.Value) else outputs
+        if activations:
+            first = self.rounded(first)
         versions = {"": self.opset}
-        graph = ir.Graph(self._inputs, [output], nodes=self._nodes, opset_imports=versions)
+        graph = ir.Graph(self._inputs, [first, *others], nodes=self._nodes, opset_imports=versions)
         declared = [ir.Attr(name, kind, None) for name, kind in attributes.items()]
         return ir.Function(DOMAIN, name, graph=graph, attributes=declared)

@@ -101,6 +101,8 @@ int launch(void (*kernel)(Parameters...), dim3 blocks, Stream,
 }
 
 inline int multiprocessors() { return 4; }
+inline int host_capability = 87;  // of the GPU that the host stands for
+inline int compute_capability() { return host_capability; }
 
 struct Half {
   uint16_t bits;
@@ -179,6 +181,15 @@ inline int multiprocessors() {
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
   return count > 0 ? count : 1;
+}
+
+// Of the GPU that is in use, times ten: 87 is SM 8.7.
+inline int compute_capability() {
+  int device = 0, major = 0, minor = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return 10 * major + minor;
 }
 
 using Half = __half;

@@ -2,8 +2,8 @@
 //
 // `each_warp<N>([&](int warp) { … })` is a phase (on_cpu.h) whose body is written for a warp:
 // `each_lane(warp, [&](int thread) { … })` is what its threads do alone, `load_matrices`,
-// `multiply_add`, `multiply_add_unsigned`, `exchange` and `any_lane` what they do together, on what
-// they keep PerThread. There is no barrier at its end: shared memory that it read is written again
+// `multiply_add` and its like, `exchange` and `any_lane` what they do together, on what they keep
+// PerThread. There is no barrier at its end: shared memory that it read is written again
 // only after an `each_thread`.
 #pragma once
 
@@ -24,6 +24,9 @@ namespace {
 // A thread's part of a matrix.
 struct Quad {
   int word[4];
+};
+struct FloatQuad {
+  float at[4];
 };
 
 #ifdef DQX_ON_CPU
@@ -54,6 +57,10 @@ inline uint32_t __float_as_uint(float value) {
 }
 
 inline float __fmul_rn(float a, float b) { return a * b; }
+
+inline uint32_t halves_of(float low, float high) {
+  return static_cast<uint32_t>(half_of(high).bits) << 16 | half_of(low).bits;
+}
 
 inline void copy_now(void* to, const void* from, bool there) {
   if (there) {
@@ -141,7 +148,23 @@ void load_matrices(int warp, PerThread<const void*, threads>& rows,
   }
 }
 
-template <class Byte, int threads, class B, class Sums>
+template <int threads>
+void load_turned_matrices(int warp, PerThread<const void*, threads>& rows,
+                          PerThread<Quad, threads>& to) {
+  count_conflicts(warp, rows);
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      uint16_t pair[2];
+      for (int i = 0; i < 2; ++i) {
+        const void* row = rows[warp * 32 + matrix * 8 + lane % 4 * 2 + i];
+        std::memcpy(&pair[i], static_cast<const char*>(row) + lane / 4 * 2, 2);
+      }
+      std::memcpy(&to[warp * 32 + lane].word[matrix], pair, 4);
+    }
+  }
+}
+
+template <class Left, class Right, int threads, class B, class Sums>
 void multiply_bytes(int warp, PerThread<Quad, threads>& a, const B& b, const Sums& sums) {
   for (int lane = 0; lane < 32; ++lane) {
     for (int c = 0; c < 4; ++c) {
@@ -150,7 +173,24 @@ void multiply_bytes(int warp, PerThread<Quad, threads>& a, const B& b, const Sum
       for (int k = 0; k < 32; ++k) {
         const int left = a[warp * 32 + row % 8 * 4 + k % 16 / 4].word[row / 8 + k / 16 * 2];
         const auto right = static_cast<int>(b(warp * 32 + column * 4 + k % 16 / 4, k / 16));
-        sum += static_cast<Byte>(left >> k % 4 * 8) * static_cast<Byte>(right >> k % 4 * 8);
+        sum += static_cast<Left>(left >> k % 4 * 8) * static_cast<Right>(right >> k % 4 * 8);
+      }
+      sums(warp * 32 + lane).word[c] += sum;
+    }
+  }
+}
+
+template <int threads, class B, class Sums>
+void multiply_add_nibbles(int warp, PerThread<Quad, threads>& a, const B& b, const Sums& sums) {
+  const auto code = [](int word, int i) { return ((word >> 4 * i & 15) ^ 8) - 8; };
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int c = 0; c < 4; ++c) {
+      const int row = lane / 4 + c / 2 * 8, column = lane % 4 * 2 + c % 2;
+      int sum = 0;
+      for (int k = 0; k < 64; ++k) {
+        const int left = a[warp * 32 + row % 8 * 4 + k % 32 / 8].word[row / 8 + k / 32 * 2];
+        const auto right = static_cast<int>(b(warp * 32 + column * 4 + k % 32 / 8, k / 32));
+        sum += code(left, k % 8) * code(right, k % 8);
       }
       sums(warp * 32 + lane).word[c] += sum;
     }
@@ -159,11 +199,35 @@ void multiply_bytes(int warp, PerThread<Quad, threads>& a, const B& b, const Sum
 
 template <int threads, class B, class Sums>
 void multiply_add(int warp, PerThread<Quad, threads>& a, const B& b, const Sums& sums) {
-  multiply_bytes<int8_t>(warp, a, b, sums);
+  multiply_bytes<int8_t, int8_t>(warp, a, b, sums);
 }
 template <int threads, class B, class Sums>
 void multiply_add_unsigned(int warp, PerThread<Quad, threads>& a, const B& b, const Sums& sums) {
-  multiply_bytes<uint8_t>(warp, a, b, sums);
+  multiply_bytes<uint8_t, uint8_t>(warp, a, b, sums);
+}
+template <int threads, class B, class Sums>
+void multiply_add_mixed(int warp, PerThread<Quad, threads>& a, const B& b, const Sums& sums) {
+  multiply_bytes<uint8_t, int8_t>(warp, a, b, sums);
+}
+
+// Hardware adds in an order of its own.
+template <int threads, class B, class Sums>
+void multiply_add_halves(int warp, PerThread<Quad, threads>& a, const B& b, const Sums& sums) {
+  const auto half = [](int word, int i) {
+    return widened(Half{static_cast<uint16_t>(static_cast<uint32_t>(word) >> 16 * i)});
+  };
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int c = 0; c < 4; ++c) {
+      const int row = lane / 4 + c / 2 * 8, column = lane % 4 * 2 + c % 2;
+      float sum = 0;
+      for (int k = 0; k < 16; ++k) {
+        const int left = a[warp * 32 + row % 8 * 4 + k % 8 / 2].word[row / 8 + k / 8 * 2];
+        const auto right = static_cast<int>(b(warp * 32 + column * 4 + k % 8 / 2, k / 8));
+        sum += half(left, k % 2) * half(right, k % 2);
+      }
+      sums(warp * 32 + lane).at[c] += sum;
+    }
+  }
 }
 
 template <class T, int threads>
@@ -227,6 +291,26 @@ __device__ __forceinline__ void load_matrices(int warp, PerThread<const void*, t
                : "r"(place));
 }
 
+// The same four matrices, turned, of 8 rows by 8 pairs of bytes: a lane gets pair lane / 4 of rows
+// 2 (lane % 4) and the next.
+template <int threads>
+__device__ __forceinline__ void load_turned_matrices(int, PerThread<const void*, threads>& rows,
+                                                     PerThread<Quad, threads>& to) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const auto place = static_cast<unsigned>(__cvta_generic_to_shared(rows[thread]));
+  int(&word)[4] = to[thread].word;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+               : "r"(place));
+}
+
+// Two floats as halves in a word.
+__device__ __forceinline__ uint32_t halves_of(float low, float high) {
+  uint32_t word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+
 // sums (16 rows, 8 columns) += a (16, 32) · b (32, 8), of bytes; b(thread, half) and sums(thread)
 // are what threads keep (mma.sync.m16n8k32).
 template <int threads, class B, class Sums>
@@ -253,6 +337,51 @@ __device__ __forceinline__ void multiply_add_unsigned(int warp, PerThread<Quad, 
       "mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+      : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(b(thread, 0)), "r"(b(thread, 1)));
+}
+
+// The same of bytes without a sign in a, with one in b.
+template <int threads, class B, class Sums>
+__device__ __forceinline__ void multiply_add_mixed(int, PerThread<Quad, threads>& a, const B& b,
+                                                   const Sums& sums) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int(&x)[4] = a[thread].word;
+  int(&sum)[4] = sums(thread).word;
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+      : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(b(thread, 0)), "r"(b(thread, 1)));
+}
+
+// sums (16, 8) += a (16, 64) · b (64, 8), of codes of 4 bits (mma.sync.m16n8k64). GPUs from SM 90 on
+// have no tensor cores for them: nothing happens there.
+template <int threads, class B, class Sums>
+__device__ __forceinline__ void multiply_add_nibbles(int, PerThread<Quad, threads>& a, const B& b,
+                                                     const Sums& sums) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  const int thread = static_cast<int>(threadIdx.x);
+  const int(&x)[4] = a[thread].word;
+  int(&sum)[4] = sums(thread).word;
+  asm volatile(
+      "mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+      : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(b(thread, 0)), "r"(b(thread, 1)));
+#endif
+}
+
+// sums (16, 8) += a (16, 16) · b (16, 8), of halves, summed in floats (mma.sync.m16n8k16).
+template <int threads, class B, class Sums>
+__device__ __forceinline__ void multiply_add_halves(int, PerThread<Quad, threads>& a, const B& b,
+                                                    const Sums& sums) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int(&x)[4] = a[thread].word;
+  float(&sum)[4] = sums(thread).at;
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
       : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(b(thread, 0)), "r"(b(thread, 1)));
 }
 

@@ -206,6 +206,10 @@ class Block(Protocol):
         """How many calibration tokens that weigh anything enter a group, over all processes."""
         ...
 
+    def positioned_keys(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Calibration keys (B, kv heads, S, K) with their positions, w (B, S), fp32, as above."""
+        ...
+
     def operands(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Calibration operands of P V: p (B, heads, S, S), v (B, kv heads, S, K), w (B, S), fp32.
 

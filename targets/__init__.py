@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Format = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8", "nvfp4"]
+Operator = Literal["linear", "linear-w4", "attention", "kv-update", "cached-attention"]
 
 
 class Target(BaseModel):
@@ -40,7 +41,7 @@ class Target(BaseModel):
     cuda: str | None = None  # likewise
     opset: int  # highest ONNX opset that the runtime reads
     # of our own that have kernels there; linear-w4: those with 4-bit weights and integer inputs
-    operators: tuple[Literal["linear", "linear-w4", "attention", "kv-update"], ...] = ()
+    operators: tuple[Operator, ...] = ()
     plugins: tuple[Literal["ipluginv3", "qdp"], ...] = ()  # TensorRT plugin mechanisms, best first
     fixed_capacity: bool = False  # caches have a length that stands in the graph
     cache_bits: tuple[int, ...] = (16, 8, 4)  # that keys and values may be kept in; 16: floats

@@ -39,32 +39,51 @@ class AttentionCase:
         The codes of queries, keys and values are certain if the mean key is: rounding is the last
         step to each of them, of numbers that fp32 computes in one way. Probabilities are given
         room for the roundings of fp32, and may get each code that lies in it; nearly all of them
-        have one. What follows are sums of integers, and three roundings: 1 / p_top, its product
-        with the sum, and that with the channel's scale. Rounding to the type of y keeps order.
+        have one. What follows are sums of integers, and five roundings: of both sums to floats,
+        of a quotient by way of a reciprocal, and of the product with the channel's scale. Rounding
+        to the type of y keeps order.
+
+        Where values stay floats, halves are allowed for: of each e and each v (2^-11, and 2^-25
+        below 2^-14), of sums of S products in fp32 (S roundings of what is summed), and of Σ e.
         """
         low, high = self._probabilities()
-        rows, heads, _, _ = low.shape
-        scale, zero, v = (x.astype(np.float32) for x in (self.v_scale, self.v_zero, self.v))
-        scale, zero = scale.reshape(-1, 1, v.shape[3]), zero.reshape(-1, 1, v.shape[3])
-        codes = (np.rint(v / scale) + zero).clip(0, self.tops.v).astype(np.float64)
-        values = (codes - zero).repeat(heads // len(scale), 1)  # of each query head
-        middle, reach = (low + high) / 2 @ values, (high - low) / 2 @ np.abs(values)
-        step = scale.astype(np.float64).repeat(heads // len(scale), 0) / self.tops.p
-        reach = reach * step * (1 + 4 * U) + 3.01 * U * np.abs(middle * step)
+        rows, heads, _, keys = low.shape
+        values, step = self._values(heads)
+        p, off = (low + high) / 2, (high - low) / 2
+        total, total_off = p.sum(-1, keepdims=True), off.sum(-1, keepdims=True)
+        middle, reach = p @ values / total, off @ np.abs(values)
+        relative, least = 5.01 * U, 0.0
+        if not self.tops.p:
+            relative, least = (keys + 8) * U, 2.0**-25
+            halved = (p * 2.0**-10.9 + least) @ np.abs(values) + p.sum(-1, keepdims=True) * least
+            reach += halved + relative * (p @ np.abs(values))
+            total_off = total_off + total * (relative + 2.0**-10.9) + keys * least
+        reach = (reach + total_off * np.abs(middle)) / (total - total_off) * step * (1 + 8 * U)
+        middle = middle * step
+        reach += relative * np.abs(middle) + least
         found = [
             x.transpose(0, 2, 1, 3).reshape(rows, -1, self.q.shape[2]).astype(self.q.dtype)
-            for x in (middle * step - reach, middle * step + reach)
+            for x in (middle - reach, middle + reach)
         ]
         return found[0], found[1], float(np.mean(low == high))
 
+    def _values(self, heads: int) -> tuple[Float64, Float64 | float]:
+        """What is multiplied by probabilities (B, H, S, K), and what products are scaled by."""
+        v = self.v.astype(np.float32)
+        if not self.tops.v:
+            return v.astype(np.float64).repeat(heads // v.shape[1], 1), 1.0
+        scale, zero = (x.astype(np.float32) for x in (self.v_scale, self.v_zero))
+        scale, zero = scale.reshape(-1, 1, v.shape[3]), zero.reshape(-1, 1, v.shape[3])
+        codes = (np.rint(v / scale) + zero).clip(0, self.tops.v).astype(np.float64)
+        shared = heads // len(scale)
+        return (codes - zero).repeat(shared, 1), scale.astype(np.float64).repeat(shared, 0)
+
     def _probabilities(self) -> tuple[Float64, Float64]:
-        """The least and the largest code of each probability (B, H, Q, S).
+        """The least and the largest code of each exponential (B, H, Q, S), or the exponential.
 
         A score has five roundings: 1 / sqrt(K) has two, then come the products of it, of both
         scales and of the sum. exp() of a difference, itself rounded, is within 2 units in the last
-        place. A sum relative to the largest score so far is multiplied by an exp() at most once a
-        64 keys, and when sums of threads are joined; it has at most S / 16 + 20 additions. Then
-        come the quotient and the product.
+        place, and at most 1. Then comes the product with p_top.
         """
         scores = self._scores()
         off = 5.01 * U * np.abs(scores)
@@ -78,19 +97,17 @@ class AttentionCase:
         seen = shown | blind
         least = np.where(seen, np.exp(x - room) * (1 - 4.1 * U) - 2.0**-125, 0).clip(0)
         most = np.where(seen, np.exp(x + room) * (1 + 4.1 * U) + 2.0**-125, 0)
-        keys = scores.shape[-1]
-        sums = (keys / 16 + 20 + 5.1 * (keys // 64 + 2) + 2.1) * U
-        top = self.tops.p
-        low: Float64 = np.rint(least / most.sum(-1, keepdims=True) * top * (1 - sums))
-        high = most / least.sum(-1, keepdims=True) * (1 + sums)
-        return low, np.rint(high.clip(0, 1) * top)
+        if not self.tops.p:
+            return least, most.clip(0, 1)
+        low: Float64 = np.rint(least * self.tops.p * (1 - 1.1 * U))
+        return low, np.rint((most * (1 + 1.1 * U)).clip(0, 1) * self.tops.p)
 
     def _scores(self) -> Float64:
         """Products of codes and scales (B, H, Q, S)."""
         rows, kv_heads, _, width = self.k.shape
         k = self.k.astype(np.float32)
         shown = self.common[:, None, :, None]
-        share = np.float32(1) / shown.sum(2, keepdims=True, dtype=np.float32)
+        share = np.float32(1) / shown.sum(2, keepdims=True, dtype=np.float32).clip(1)
         moved = k - np.where(shown, k, 0).sum(2, keepdims=True, dtype=np.float32) * share
         q = self.q.astype(np.float32).reshape(rows, -1, self.heads, width).transpose(0, 2, 1, 3)
         k_values = _rounded(moved, self.tops.k).repeat(self.heads // kv_heads, 1)

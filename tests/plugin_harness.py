@@ -50,24 +50,26 @@ class Given:
 
 @dataclass(frozen=True)
 class PluginCase:
-    """A node: its attributes, its inputs, and what its output is."""
+    """A node: its attributes, its inputs, and what its outputs are: y first."""
 
     plugin: str
     inputs: Sequence[Given]
     shape: tuple[int, ...]
     dtype: npt.DTypeLike
     attributes: Mapping[str, int | float] = field(default_factory=dict)
-    in_place: bool = False
+    in_place: Sequence[int] = ()  # of each output the input whose memory it has, -1: its own
+    others: Sequence[tuple[tuple[int, ...], npt.DTypeLike]] = ()  # outputs behind y
     long: bool = False  # integer attributes come in 64 bits
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case: y, or what refused it; and what was logged."""
+    """What became of a case: y and other outputs, or what refused it; and what was logged."""
 
     y: Array | None
     refused: str | None
     log: tuple[str, ...]
+    others: tuple[Array, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,10 @@ class Harness:
                 log.append(said)
                 continue
             case = cases[len(outcomes)]
-            y = None if said else _read(places[len(outcomes)] / "y", case)
-            outcomes.append(Outcome(y, said or None, tuple(log)))
+            place = places[len(outcomes)]
+            found = [] if said else _read(place, case)
+            y = found[0] if found else None
+            outcomes.append(Outcome(y, said or None, tuple(log), tuple(found[1:])))
             log.clear()
         assert len(outcomes) == len(cases)
         return outcomes
@@ -140,11 +144,19 @@ def _text(case: PluginCase, place: Path) -> str:
         kind = "number" if isinstance(value, float) else "long" if case.long else "integer"
         lines.append(f"{kind} {name} {value!r}")
     lines += [f"input {t.line(place / str(number))}" for number, t in enumerate(case.inputs)]
-    kind = KINDS[np.dtype(case.dtype)]
-    lines.append(" ".join(map(str, ["output", kind, place / "y", *case.shape])))
-    lines += ["in_place"] * case.in_place
+    for number, (shape, dtype) in enumerate(_outputs(case)):
+        kind, file = KINDS[np.dtype(dtype)], place / f"y{number}"
+        lines.append(" ".join(map(str, ["output", kind, file, *shape])))
+    lines += [" ".join(map(str, ["in_place", *case.in_place]))] * bool(case.in_place)
     return "\n".join([*lines, "end", ""])
 
 
-def _read(file: Path, case: PluginCase) -> Array:
-    return np.frombuffer(file.read_bytes(), case.dtype).reshape(case.shape)
+def _outputs(case: PluginCase) -> list[tuple[tuple[int, ...], npt.DTypeLike]]:
+    return [(case.shape, case.dtype), *case.others]
+
+
+def _read(place: Path, case: PluginCase) -> list[Array]:
+    return [
+        np.frombuffer((place / f"y{number}").read_bytes(), dtype).reshape(shape)
+        for number, (shape, dtype) in enumerate(_outputs(case))
+    ]

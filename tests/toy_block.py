@@ -113,6 +113,12 @@ class ToyBlock:
         mine = sum(int((batch.weights != 0).sum()) for batch in self.batches)
         return sum(self.team.collect(mine))
 
+    def positioned_keys(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.batches:
+            _, x = next(self.trace(batch))
+            _, k, _ = self.queries_keys_values(x)
+            yield self.shown(k.transpose(1, 2), batch).transpose(1, 2), batch.weights
+
     def operands(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for batch in self.batches:
             _, x = next(self.trace(batch))

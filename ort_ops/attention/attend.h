@@ -2,6 +2,7 @@
 // which it uses the products: scores are a linear of the queries whose weights are the keys.
 #pragma once
 
+#include <algorithm>
 #include <cfloat>
 
 #include "attention.h"
@@ -15,14 +16,14 @@ using dqx::HeadKeys;
 using dqx::MOST_CHANNELS;
 using dqx::MOST_ROWS;
 
-// The mean of the common keys of a head: shares first, as the graphs have it.
+// The mean of the common keys of a head: shares first, as the graphs have it. Zeros: there are none.
 inline void mean_key(const AttentionCall& call, int64_t sequence, const float* k, float* mean) {
   const int64_t width = call.form.width;
   const bool* common = call.common + sequence * call.keys;
   float count = 0.0f;
   for (int64_t s = 0; s < call.keys; ++s) count += common[s] ? 1.0f : 0.0f;
-  const float share = 1.0f / count;
-  for (int64_t c = 0; c < width; ++c) mean[c] = count > 0.0f ? 0.0f : share * 0.0f;
+  const float share = 1.0f / std::max(count, 1.0f);
+  for (int64_t c = 0; c < width; ++c) mean[c] = 0.0f;
   for (int64_t s = 0; s < call.keys; ++s) {
     if (!common[s]) continue;
     for (int64_t c = 0; c < width; ++c) mean[c] += k[s * width + c] * share;
@@ -148,7 +149,8 @@ void values_of(int rows, const uint8_t* p, int64_t row, const int8_t* v, int64_t
   }
 }
 
-// Scores of one query to codes of probabilities; their sum, and not-a-number where a score is none.
+// Scores of one query to codes of exponentials, relative to the largest; their sum, and
+// not-a-number where a score is none.
 struct Softmax {
   int32_t sum;
   float alive;  // 0, or not a number
@@ -161,11 +163,8 @@ inline Softmax softmax(float* scores, int64_t panel_stride, const bool* visible,
   constexpr int SIDE = 16;
   constexpr int32_t LOWEST = static_cast<int32_t>(0xff7fffffu);  // the bits of -FLT_MAX
   const int64_t panels = (keys + PANEL - 1) / PANEL;
-  float most[SIDE], totals[SIDE];
-  for (int lane = 0; lane < SIDE; ++lane) {
-    most[lane] = -FLT_MAX;
-    totals[lane] = 0.0f;
-  }
+  float most[SIDE], alive[SIDE] = {0.0f};
+  for (int lane = 0; lane < SIDE; ++lane) most[lane] = -FLT_MAX;
   for (int64_t panel = 0; panel < panels; ++panel) {
     float* x = scores + panel * panel_stride;
     const int64_t first = panel * PANEL, left = keys - first;
@@ -187,27 +186,18 @@ inline Softmax softmax(float* scores, int64_t panel_stride, const bool* visible,
       }
     }
   }
-  float greatest = -FLT_MAX, total = 0.0f;
+  float greatest = -FLT_MAX, any = 0.0f;
   for (const float each : most) greatest = each > greatest ? each : greatest;
-  for (int64_t panel = 0; panel < panels; ++panel) {
-    float* x = scores + panel * panel_stride;
-    for (int n = 0; n < PANEL; n += SIDE) {
-      for (int lane = 0; lane < SIDE; ++lane) {
-        const float e = exp_of_negative(x[n + lane] - greatest);
-        x[n + lane] = e;
-        totals[lane] += e;
-      }
-    }
-  }
-  for (const float each : totals) total += each;
-  const float scale = static_cast<float>(top) / total;
+  const auto scale = static_cast<float>(top);
   int32_t sums[SIDE] = {0};
   for (int64_t panel = 0; panel < panels; ++panel) {
     const float* x = scores + panel * panel_stride;
     uint8_t* to = codes + panel * PANEL;
     for (int n = 0; n < PANEL; n += SIDE) {
       for (int lane = 0; lane < SIDE; ++lane) {
-        const float shifted = x[n + lane] * scale + 12582912.0f;
+        const float e = exp_of_negative(x[n + lane] - greatest);
+        alive[lane] += e - e;
+        const float shifted = e * scale + 12582912.0f;
         int32_t bits;
         std::memcpy(&bits, &shifted, 4);
         to[n + lane] = static_cast<uint8_t>(bits);
@@ -217,7 +207,8 @@ inline Softmax softmax(float* scores, int64_t panel_stride, const bool* visible,
   }
   int32_t sum = 0;
   for (const int32_t each : sums) sum += each;
-  return {sum, total - total};
+  for (const float each : alive) any += each;
+  return {sum, any};
 }
 
 template <class V>
@@ -273,7 +264,6 @@ void attend(const AttentionCall& call, const AttentionSizes& sizes, int64_t sequ
   const int64_t kv_head = head / (form.heads / form.kv_heads);
   const float* v_scale = call.v_scale + kv_head * width;
   const float* v_zero = call.v_zero + kv_head * width;
-  const float p_step = 1.0f / static_cast<float>(form.p_top);
   const int offset = form.v_top > 127 ? 128 : 0;
   constexpr int SHIFT = 128 - V::BYTE_OFFSET;  // what `dot` has taken off the unsigned operand
   for (int number = 0; number < tiles; ++number) {
@@ -283,13 +273,13 @@ void attend(const AttentionCall& call, const AttentionSizes& sizes, int64_t sequ
     for (int r = 0; r < many; ++r) {
       const int32_t* total = sums_of_values + r * sizes.channels;
       const Softmax& soft = found[r0 + r];
-      const auto psum = static_cast<float>(soft.sum);
+      const float share = 1.0f / static_cast<float>(soft.sum);
       float* y =
           call.y + ((sequence * call.queries + first + r0 + r) * form.heads + head) * width;
       for (int64_t c = 0; c < width; ++c) {
-        const auto sum = static_cast<float>(total[c] + SHIFT * from.value_sums[c]);
-        const float zero = static_cast<float>(offset) - v_zero[c];
-        y[c] = (sum + zero * psum) * p_step * v_scale[c] + soft.alive;
+        const int32_t moved = offset - static_cast<int32_t>(v_zero[c]);
+        const int32_t sum = total[c] + SHIFT * from.value_sums[c] + moved * soft.sum;
+        y[c] = static_cast<float>(sum) * share * v_scale[c] + soft.alive;
       }
     }
   }

@@ -1,121 +1,155 @@
-// How keys and values reach the tensor cores: tiles of 64 keys in shared memory, sent ahead by
-// cp.async.
+// How keys and values reach the tensor cores: tiles in shared memory, sent ahead by cp.async.
 #pragma once
 
-#include "../warp.cuh"
-#include "kernel.cuh"
+#include "rows.cuh"
 
 namespace dqx {
 namespace {
 
 constexpr int CHUNK = 16;  // bytes that cp.async moves
-constexpr int SLICE = 32;  // bytes of depth that one mma sums over
-constexpr int GROUPS = KEY_TILE / CHUNK, MINE = 4;  // a thread has MINE keys of each group
-constexpr int KEY_MMAS = KEY_TILE / 8;
-static_assert(KEY_TILE == SEEN_KEYS, "a tile's bits are one load");
+constexpr int SLICE = 32;  // bytes of depth that one mma of bytes sums over
+constexpr int GROUP = 16;  // keys that four threads share, MINE each
+constexpr int MINE = 4;
+constexpr int ATTEND_THREADS = 2 * ROW_TILE;  // a warp has 16 rows
 
 struct alignas(16) KeyScales {
   float of[MINE];
 };
 
 // A row of shared memory has an odd number of chunks: eight rows at one place meet no bank twice.
-template <int head_channels, int warps>
+template <int head_channels, bool in_halves>
 struct AttendTile {
-  static constexpr int channels = head_channels, threads = 32 * warps, queries = 16 * warps;
+  static constexpr int channels = head_channels;
+  static constexpr bool halves = in_halves;  // values, and their products
+  static constexpr int keys = channels > 128 ? 32 : 64, groups = keys / GROUP;
   static constexpr int slices = channels / SLICE, value_mmas = channels / 8;
-  static constexpr int k_row = channels / CHUNK + 1, v_row = GROUPS + 1;
-  static constexpr int chunks = KEY_TILE * k_row > channels * v_row ? KEY_TILE * k_row
-                                                                   : channels * v_row;
+  static constexpr int v_steps = halves ? 2 : 1, v_keys = keys / v_steps;
+  static constexpr int k_row = channels / CHUNK + 1, v_row = v_steps * channels / CHUNK + 1;
+  static constexpr int chunks = keys * k_row;
+  static_assert(v_keys * v_row <= chunks, "values take no more room than keys");
   static constexpr int slots = 3;
-  // a thread copies the same chunk of several keys, and of several channels
-  static constexpr int k_chunks = channels / CHUNK;
-  static constexpr int k_step = threads / k_chunks, k_copies = KEY_TILE / k_step;
-  static constexpr int v_step = threads / GROUPS, v_copies = channels / v_step;
   struct Slot {
     uint4 rows[chunks];
-    KeyScales k_scales[KEY_TILE / MINE];
-    Seen seen[queries];
+    KeyScales k_scales[keys / MINE];
+    uint32_t seen[ROW_TILE][keys / 32];
   };
 };
 
-// Where a key of a tile lies: key 16 a + 4 t + 2 j + i in mma tile 2 a + j, and there in column
-// 2 t + i. Of keys that share no bit it may be added.
+// Where a key of a tile lies: key 16 a + 4 t + 2 j + i in row 16 a + 8 j + 2 t + i. Of keys that
+// share no bit it may be added.
 __device__ __forceinline__ constexpr int row_of_key(int key) {
   return (key & ~15) | (key >> 1 & 1) << 3 | (key >> 2 & 3) << 1 | (key & 1);
 }
 
-// Sends tile `tile` of keys, zeros where there is nothing.
-template <class Tile>
-__device__ __forceinline__ void send_keys(const Attention& call, const RoundedOperands& from,
-                                          const Seen* seen, const Place& place, int tile,
-                                          typename Tile::Slot& slot, int thread) {
-  const int64_t first = place.kv_head * call.keys + int64_t{tile} * KEY_TILE;
-  const int left = call.keys - tile * KEY_TILE;
-  const auto* keys = reinterpret_cast<const int8_t*>(from.k) + first * call.width;
-  const int chunk = thread % Tile::k_chunks, top = thread / Tile::k_chunks;
-  uint4* to = &slot.rows[row_of_key(top) * Tile::k_row + chunk];
-  const int8_t* at = keys + top * call.width + chunk * CHUNK;
-  const int end = chunk * CHUNK < call.width ? left - top : 0;
+// Sends `keys` vectors of `bytes` each from `from` on, of which `there(key)` says which there are;
+// zeros for others and behind the end of a vector of `most_chunks`.
+template <int keys, int most_chunks, int stride, class There>
+__device__ __forceinline__ void send_rows(const int8_t* from, int bytes, uint4* rows, int thread,
+                                          const There& there) {
+  constexpr int step = ATTEND_THREADS / most_chunks, copies = (keys + step - 1) / step;
+  static_assert(keys % step == 0, "all threads copy alike");
+  const int chunk = thread % most_chunks, top = thread / most_chunks;
+  const bool filled = chunk * CHUNK < bytes;
+  uint4* to = rows + row_of_key(top) * stride + chunk;
+  const int8_t* at = from + top * bytes + chunk * CHUNK;
   DQX_UNROLL
-  for (int n = 0; n < Tile::k_copies; ++n) {
-    const int key = n * Tile::k_step;  // shares no bit with `top`
-    copy_chunk(to + row_of_key(key) * Tile::k_row, at, key < end);
-    at += Tile::k_step * call.width;
+  for (int n = 0; n < copies; ++n) {
+    copy_chunk(to + row_of_key(n * step) * stride, at, filled && there(n * step + top));
+    at += step * bytes;
   }
-  if (thread < KEY_TILE) {
+}
+
+// What a block reads its tiles from.
+struct Source {
+  const int8_t *k, *v;  // of the key head
+  const float* k_scales;
+  int k_bytes, v_bytes;  // of a vector
+};
+
+__device__ __forceinline__ Source source_of(const Attend& call, const AttendOperands& from,
+                                            const Place& place) {
+  const int k_bytes = call.width * call.k_bits / 8, v_bytes = call.width * call.v_bits / 8;
+  const int64_t first = place.kv_head * call.keys;
+  return {from.k + first * k_bytes, static_cast<const int8_t*>(from.v) + first * v_bytes,
+          from.k_scales + first, k_bytes, v_bytes};
+}
+
+// Keys `first` and on, and who sees them: `seen` is the tile's of this thread's row, null: nobody.
+template <class Tile>
+__device__ __forceinline__ void send_keys(const Attend& call, const Source& from, int first,
+                                          const Seen* seen, typename Tile::Slot& slot,
+                                          int thread) {
+  const int8_t* keys = from.k + int64_t{first} * from.k_bytes;
+  const int left = call.keys - first;
+  const auto there = [&](int key) { return key < left; };
+  if (call.k_bits == 8) {
+    send_rows<Tile::keys, Tile::channels / CHUNK, Tile::k_row>(keys, from.k_bytes, slot.rows,
+                                                               thread, there);
+  } else {
+    send_rows<Tile::keys, Tile::channels / CHUNK / 2, Tile::k_row>(keys, from.k_bytes, slot.rows,
+                                                                   thread, there);
+  }
+  if (thread < Tile::keys) {
     copy_one(&slot.k_scales[thread / MINE].of[thread % MINE], from.k_scales + first + thread,
              thread < left);
   }
-  if (thread < Tile::queries) {
-    const int tiles = (call.keys + KEY_TILE - 1) / KEY_TILE;
-    const Seen* of_block = seen + place.query * tiles + tile;
-    copy_one(&slot.seen[thread], of_block + thread * tiles, thread < place.queries);
+  if (thread >= ROW_TILE) return;
+  if constexpr (Tile::keys == SEEN_KEYS) {
+    copy_one(reinterpret_cast<Seen*>(slot.seen[thread]), seen, seen != nullptr);
+  } else {
+    copy_one(slot.seen[thread], seen ? &seen->word[first % SEEN_KEYS / 32] : nullptr,
+             seen != nullptr);
   }
 }
 
-// Sends tile `tile` of values, zeros where there is nothing.
+// Values of keys `first` and on. Halves that nobody sees may be no numbers, so they stay behind.
 template <class Tile>
-__device__ __forceinline__ void send_values(const Attention& call, const RoundedOperands& from,
-                                            const Place& place, int tile,
-                                            typename Tile::Slot& slot, int thread) {
-  const int group = thread % GROUPS, top = thread / GROUPS;
-  const int bytes = from.quads * QUAD;  // of a channel
-  const auto* values = reinterpret_cast<const uint8_t*>(from.v) +
-                       place.kv_head * call.width * bytes + tile * KEY_TILE;
-  const uint8_t* at = values + top * bytes + group * CHUNK;
-  const int end = tile * KEY_TILE + group * CHUNK < bytes ? call.width - top : 0;
-  uint4* to = &slot.rows[top * Tile::v_row + group];
-  DQX_UNROLL
-  for (int n = 0; n < Tile::v_copies; ++n) {
-    const int channel = n * Tile::v_step;
-    copy_chunk(to + channel * Tile::v_row, at, channel < end);
-    at += Tile::v_step * bytes;
+__device__ __forceinline__ void send_values(const Attend& call, const Source& from, int first,
+                                            const Seen& any, typename Tile::Slot& slot,
+                                            int thread) {
+  constexpr int chunks = Tile::channels / CHUNK;
+  const int8_t* values = from.v + int64_t{first} * from.v_bytes;
+  const int left = call.keys - first;
+  if constexpr (Tile::halves) {
+    const uint32_t word = (first % SEEN_KEYS < 32 ? any.word[0] : any.word[1]) >> first % 32;
+    send_rows<Tile::v_keys, 2 * chunks, Tile::v_row>(
+        values, from.v_bytes, slot.rows, thread,
+        [&](int key) { return key < left && (word >> key & 1); });
+  } else {
+    const auto there = [&](int key) { return key < left; };
+    if (call.v_bits == 8) {
+      send_rows<Tile::v_keys, chunks, Tile::v_row>(values, from.v_bytes, slot.rows, thread, there);
+    } else {
+      send_rows<Tile::v_keys, chunks / 2, Tile::v_row>(values, from.v_bytes, slot.rows, thread,
+                                                       there);
+    }
   }
 }
 
-// A row of tiles: all of keys, then keys and values by turns. A tile is sent while Tile::slots - 1
-// tiles before it are worked on.
-template <class Tile, class Operands>
+// A row of `steps` tiles. One is sent, `send(step, slot, thread)`, while Tile::slots - 1 tiles
+// before it are worked on.
+template <class Tile, class Send>
 struct Belt {
-  const Operands& send;  // (tile, of values, slot, thread)
-  int tiles;
+  const Send& send;
+  int steps;
   int step = 0, slot = 0;
 
   __device__ __forceinline__ void send_ahead(int ahead, int thread) const {
-    const int sent = step + ahead, second = sent - tiles;
     int to = slot + ahead;
     if (to >= Tile::slots) to -= Tile::slots;
-    if (second < 2 * tiles) {
-      send(second < 0 ? sent : second / 2, second >= 0 && second % 2, to, thread);
-    }
+    if (step + ahead < steps) send(step + ahead, to, thread);
     close_copies();
   }
 
-  // Works on the next tile: `work(warp, slot)`.
+  // Until the next tile is there.
+  __device__ __forceinline__ void wait() const {
+    each_thread<ATTEND_THREADS>([&](int) { wait_for_copies<Tile::slots - 2>(); });
+  }
+
+  // Works on it: `work(warp, slot)`.
   template <class Work>
   __device__ __forceinline__ void next(const Work& work) {
-    each_thread<Tile::threads>([&](int) { wait_for_copies<Tile::slots - 2>(); });
-    each_warp<Tile::threads>([&](int warp) {
+    each_warp<ATTEND_THREADS>([&](int warp) {
       each_lane(warp, [&](int thread) { send_ahead(Tile::slots - 1, thread); });
       work(warp, slot);
     });

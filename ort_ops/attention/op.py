@@ -3,16 +3,22 @@
 `DqxAttention(q, k, v, visible, common, v_scale, v_zero) -> y`, domain `dqexport`, version 1:
 
 * q fp32 (B, Q, H · K), with positions applied; k, v fp32 (B, kv heads, S, K);
-* visible bool (B, 1, Q, S): who sees whom; common bool (B, S): keys that every query sees;
+* visible bool (B, 1, Q, S): who sees whom; common bool (B, S): keys that every query sees,
+  maybe none;
 * v_scale > 0, v_zero whole, from 0 to v_top: fp32, kv heads · K of them in this order, any shape
   that broadcasts to (B, kv heads, 1, S, K);
 * y fp32 (B, Q, H · K). All that is fp32 here may be fp16 instead.
 
 Attributes: `heads`, `kv_heads`; `q_top`, `k_top` (7 or 127), `v_top`, `p_top` (15 or 255), the
 largest codes. Queries and keys are rounded with a scale a vector, keys without the mean of the
-common ones (SageAttention, arXiv 2410.02367, section 4.2); values on scales of their channels that
-all tokens share (IA-AQ of DLLMQuant), to codes between 0 and v_top; probabilities in steps of
-1 / p_top. Products are sums of integers; scores are scaled by 1 / sqrt(K).
+common ones, if there are any (SageAttention, arXiv 2410.02367, section 4.2); values on scales of
+their channels that all tokens share (IA-AQ of DLLMQuant), to codes between 0 and v_top. Scores s,
+scaled by 1 / sqrt(K), become codes c = rint(exp(s − max s) · p_top) of what a query sees, so that
+also many small probabilities have some, and y = Σ c (code − zero) / Σ c · v_scale: sums of
+integers. A query that sees nothing weighs all keys alike.
+
+With `v_top` and `p_top` 0 values and probabilities stay floats, y = Σ e v / Σ e of e =
+exp(s − max s), which kernels may take as halves; v_scale and v_zero mean nothing then.
 """
 
 from dataclasses import dataclass
@@ -35,7 +41,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class AttentionTops:
-    """The largest codes of queries, keys, values and probabilities."""
+    """The largest codes of queries, keys, values and probabilities; the last two may both be 0."""
 
     q: int = 127
     k: int = 127
@@ -56,7 +62,7 @@ def reference(
 ) -> Float64:
     """y (B, Q, H · K) in float64 from codes that are found in fp32, as kernels find them."""
     rows, kv_heads, _, width = k.shape
-    share = np.float32(1) / common.sum(-1, dtype=np.float32)
+    share = np.float32(1) / common.sum(-1, dtype=np.float32).clip(1)
     shown = common[:, None, :, None] * share[:, None, None, None]
     moved = k - (k * shown).sum(2, keepdims=True, dtype=np.float32)
     k_codes, k_scales = _vectors(moved, tops.k)
@@ -67,12 +73,14 @@ def reference(
     scores = scores * k_scales.repeat(shared, 1).swapaxes(2, 3) * q_scales / width**0.5
     scores = np.where(visible, scores, NEVER)
     p = np.exp(scores - scores.max(-1, keepdims=True))
-    p_codes = np.rint(p / p.sum(-1, keepdims=True) * tops.p)
-    scale, zero = (x.reshape(kv_heads, 1, width) for x in (v_scale, v_zero))
-    v_codes = (np.rint(v / scale) + zero).clip(0, tops.v)
-    values = ((v_codes - zero) * scale.astype(np.float64)).repeat(shared, 1)
-    y: Float64 = (p_codes @ values / tops.p).transpose(0, 2, 1, 3)
-    return y.reshape(rows, -1, heads * width)
+    values = v.astype(np.float64)
+    if tops.p:
+        p = np.rint(p * tops.p)
+        scale, zero = (x.reshape(kv_heads, 1, width) for x in (v_scale, v_zero))
+        v_codes = (np.rint(v / scale) + zero).clip(0, tops.v)
+        values = (v_codes - zero) * scale.astype(np.float64)
+    y: Float64 = p @ values.repeat(shared, 1) / p.sum(-1, keepdims=True)
+    return y.transpose(0, 2, 1, 3).reshape(rows, -1, heads * width)
 
 
 def _vectors(x: Float32, top: int) -> tuple[Float64, Float64]:
@@ -104,14 +112,14 @@ def function_body(body: Body | None = None) -> ir.Function:
     turned = body.op("Transpose", k, perm=ir.AttrInt64s("perm", [0, 1, 2, 4, 3]))
     scores = body.op("MatMul", body.op("Div", q, root), turned)
     seen = body.op("Unsqueeze", visible, body.ints(2))
-    p = body.op("Softmax", body.op("Where", seen, scores, body.number(NEVER)), axis=-1)
-    top = _top(body, "p_top")
-    p = body.op(
-        "Mul", body.op("Round", body.op("Mul", p, top)), body.op("Div", body.number(1), top)
-    )
+    scores = body.op("Where", seen, scores, body.number(NEVER))
+    e = body.op("Exp", body.op("Sub", scores, body.op("ReduceMax", scores, body.ints(-1))))
+    p = _unless_float(body, "p_top", e, body.op("Round", body.op("Mul", e, _top(body, "p_top"))))
     codes = body.op("Add", body.op("Round", body.op("Div", v, scale)), zero)
     codes = body.op("Clip", codes, body.number(0.0), _top(body, "v_top"))
-    y = body.op("MatMul", p, body.op("Mul", body.op("Sub", codes, zero), scale))
+    on_grid = body.op("Mul", body.op("Sub", codes, zero), scale)
+    y = body.op("MatMul", p, _unless_float(body, "v_top", v, on_grid))
+    y = body.op("Div", y, body.op("ReduceSum", p, body.ints(-1)))
     y = body.op("Reshape", y, body.op("Concat", body.ints(0), heads, body.ints(-1), width, axis=0))
     y = body.op("Transpose", y, perm=ir.AttrInt64s("perm", [0, 2, 1, 3]))
     y = body.op("Reshape", y, body.ints(0, 0, -1))
@@ -128,6 +136,12 @@ def _top(body: Body, name: str) -> ir.Value:
     return body.op("Cast", body.attribute(name, INT), to=int(ir.DataType.FLOAT))
 
 
+def _unless_float(body: Body, top: str, x: ir.Value, on_grid: ir.Value) -> ir.Value:
+    """x where its largest code is 0, else what it is on its grid."""
+    is_float = body.op("Equal", _top(body, top), body.number(0.0))
+    return body.op("Where", is_float, x, on_grid)
+
+
 def _rounded(body: Body, x: ir.Value, top: str) -> ir.Value:
     """x (…, K) rounded and back, a scale a vector."""
     largest = body.op("ReduceMax", body.op("Abs", x), body.ints(-1), keepdims=1)
@@ -140,5 +154,6 @@ def _mean_key(body: Body, k: ir.Value, common: ir.Value) -> ir.Value:
     """The mean (B, kv heads, 1, 1, K) of keys (B, kv heads, 1, S, K); `common` (B, S)."""
     shown = body.op("Cast", common, to=int(ir.DataType.FLOAT))
     shown = body.op("Unsqueeze", shown, body.ints(1, 2, 4))
-    share = body.op("Div", shown, body.op("ReduceSum", shown, body.ints(3), keepdims=1))
+    count = body.op("ReduceSum", shown, body.ints(3), keepdims=1)
+    share = body.op("Div", shown, body.op("Max", count, body.number(1.0)))
     return body.op("ReduceSum", body.op("Mul", k, share), body.ints(3), keepdims=1)

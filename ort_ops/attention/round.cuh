@@ -3,6 +3,7 @@
 
 #include "../on_cpu.h"
 #include "launch.h"
+#include "paths.h"
 
 namespace dqx {
 namespace {
@@ -11,13 +12,34 @@ constexpr float LEAST_SCALE = 0x1p-24f;
 constexpr int LANES = 32;  // threads that share a vector
 constexpr int MEAN_SLICES = 8, MEAN_THREADS = MEAN_SLICES * LANES;
 constexpr int ROUND_VECTORS = 4, ROUND_THREADS = ROUND_VECTORS * LANES;
-constexpr int QUAD = 4;         // keys whose values of one channel are one word
-constexpr int ROUND_KEYS = 16;  // keys whose values a block rounds
 
 // The larger one; what is not a number wins.
-__device__ __forceinline__ float larger(float a, float b) { return a > b || a != a ? a : b; }
+#ifdef DQX_ON_CPU
+inline float larger(float a, float b) { return a > b || a != a ? a : b; }
+#else
+__device__ __forceinline__ float larger(float a, float b) {
+  float most;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(a), "f"(b));
+  return most;
+}
+#endif
 
-// The mean (batch, kv heads, width) of the common keys; not a number where there are none. A block
+__device__ __forceinline__ void store(float* to, float value) { *to = value; }
+__device__ __forceinline__ void store(Half* to, float value) { *to = half_of(value); }
+
+// The code of a value, 0 if it is not a number.
+__device__ __forceinline__ int value_code(float value, float scale, float zero, int top) {
+  const float code = rintf(value / scale) + zero;
+  return static_cast<int>(fminf(fmaxf(code, 0), static_cast<float>(top)));
+}
+
+// The nearest half that is a number; 0 for what is none.
+__device__ __forceinline__ Half half_in_range(float value) {
+  constexpr float most = 65504;
+  return half_of(value != value ? 0 : fminf(fmaxf(value, -most), most));
+}
+
+// The mean (batch, kv heads, width) of the common keys; zeros where there are none. A block
 // has 32 channels of a head, each summed in slices of the keys.
 template <class T>
 __global__ void __launch_bounds__(MEAN_THREADS)
@@ -48,7 +70,7 @@ __global__ void __launch_bounds__(MEAN_THREADS)
       sum += sums[slice][thread];
       count += counts[slice];
     }
-    mean[head * call.width + channel] = sum * (1 / static_cast<float>(count));
+    mean[head * call.width + channel] = sum * (1 / static_cast<float>(count > 0 ? count : 1));
   });
 }
 
@@ -104,71 +126,57 @@ __global__ void __launch_bounds__(ROUND_THREADS) round_vectors(Rounding to, cons
   });
 }
 
-// A channel's codes of a block's keys.
-struct alignas(16) ValueCodes {
-  unsigned word[ROUND_KEYS / QUAD];
-};
-
-// Codes of values (batch, kv heads, width, blocks of ROUND_KEYS keys), zeros behind the last key.
-// Where a value is not a number, the scale of its key becomes none: then it reaches all queries
-// that see it, and no other.
+// Values (batch, kv heads, keys, width) to what an Attend takes: codes less 128, or halves where
+// v_top is 0. Where a value is not a number, the scale of its key becomes none: then it reaches all
+// queries that see it, and no other.
 template <class T>
 __global__ void __launch_bounds__(ROUND_THREADS)
-    round_values(Attention call, const T* v, const T* v_scale, const T* v_zero, ValueCodes* codes,
+    round_values(Attention call, const T* v, const T* v_scale, const T* v_zero, void* rounded,
                  float* key_scales) {
-  const int64_t head = blockIdx.y;
-  const int first = static_cast<int>(blockIdx.x) * ROUND_KEYS;
-  const int blocks = (call.keys + ROUND_KEYS - 1) / ROUND_KEYS;
-  const T* values = v + head * call.keys * call.width;
-  __shared__ bool broken[ROUND_KEYS];
+  const int64_t vectors = int64_t{call.batch} * call.kv_heads * call.keys;
+  __shared__ bool broken[ROUND_VECTORS];
   each_thread<ROUND_THREADS>([&](int thread) {
-    if (thread < ROUND_KEYS) broken[thread] = false;
+    if (thread < ROUND_VECTORS) broken[thread] = false;
   });
   each_thread<ROUND_THREADS>([&](int thread) {
-    for (int channel = thread; channel < call.width; channel += ROUND_THREADS) {
-      const int64_t place = head % call.kv_heads * call.width + channel;
-      const float scale = widened(v_scale[place]), zero = widened(v_zero[place]);
-      ValueCodes row{};
-      DQX_UNROLL
-      for (int key = 0; key < ROUND_KEYS; ++key) {
-        if (first + key >= call.keys) break;
-        const float value = widened(values[int64_t{first + key} * call.width + channel]);
-        if (value != value) broken[key] = true;
-        const float code = rintf(value / scale) + zero;
-        const float kept = fminf(fmaxf(code, 0), static_cast<float>(call.v_top));
-        row.word[key / QUAD] |= static_cast<unsigned>(kept) << key % QUAD * 8;
+    const int64_t vector = vector_of(thread);
+    if (vector >= vectors) return;
+    const int64_t head = vector / call.keys % call.kv_heads;
+    for (int channel = thread % LANES; channel < call.width; channel += LANES) {
+      const int64_t place = vector * call.width + channel;
+      const float value = widened(v[place]);
+      if (value != value) broken[thread / LANES] = true;
+      if (call.v_top == 0) {
+        static_cast<Half*>(rounded)[place] = half_in_range(value);
+      } else {
+        const int64_t of_head = head * call.width + channel;
+        const int code = value_code(value, widened(v_scale[of_head]), widened(v_zero[of_head]),
+                                    call.v_top);
+        static_cast<int8_t*>(rounded)[place] = static_cast<int8_t>(code - 128);
       }
-      codes[(head * call.width + channel) * blocks + blockIdx.x] = row;
     }
   });
   each_thread<ROUND_THREADS>([&](int thread) {
-    if (thread >= ROUND_KEYS || first + thread >= call.keys) return;
-    if (broken[thread]) key_scales[head * call.keys + first + thread] = NAN;
+    const int64_t vector = vector_of(thread);
+    if (vector >= vectors || thread % LANES) return;
+    if (broken[thread / LANES]) key_scales[vector] = NAN;
   });
 }
 
-// Whether a query sees each of 64 keys: a bit each.
-constexpr int SEEN_KEYS = 64;
-struct alignas(8) Seen {
-  uint32_t word[2];
-};
-
-// `visible` (batch, queries, keys) in bits (batch, queries, keys / SEEN_KEYS), zeros behind the
-// last key. A thread makes one word.
-__global__ void __launch_bounds__(ROUND_THREADS)
-    pack_visible(Attention call, const bool* visible, Seen* seen) {
-  each_thread<ROUND_THREADS>([&](int thread) {
-    const int words = (call.keys + SEEN_KEYS - 1) / SEEN_KEYS * 2;
-    const int64_t index = int64_t{blockIdx.x} * ROUND_THREADS + thread, query = index / words;
-    if (query >= int64_t{call.batch} * call.queries) return;
-    const int first = static_cast<int>(index % words) * 32;
-    const bool* from = visible + query * call.keys + first;
-    uint32_t word = 0;
-    for (int key = 0; key < 32 && first + key < call.keys; ++key) {
-      if (from[key]) word |= 1u << key;
-    }
-    seen[index / 2].word[index % 2] = word;
-  });
+// `visible(query, key)` in bits (queries, keys / SEEN_KEYS), zeros behind the last key: word `index`
+// of all.
+template <class Visible>
+__device__ __forceinline__ void pack_seen(int64_t queries, int keys, Seen* seen, int64_t index,
+                                          const Visible& visible) {
+  const int words = (keys + SEEN_KEYS - 1) / SEEN_KEYS * 2;
+  const int64_t query = index / words;
+  if (query >= queries) return;
+  const int first = static_cast<int>(index % words) * 32;
+  uint32_t word = 0;
+  for (int key = 0; key < 32 && first + key < keys; ++key) {
+    if (visible(query, first + key)) word |= 1u << key;
+  }
+  seen[index / 2].word[index % 2] = word;
 }
 
 }  // namespace

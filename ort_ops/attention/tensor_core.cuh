@@ -1,258 +1,638 @@
-// Attention on the integer tensor cores of SM 80 and later (mma.sync m16n8k32).
+// Attention on the integer tensor cores of SM 80 and later (mma.sync m16n8k32), in two kernels:
+// probabilities are rounded relative to a row's largest score, so that is found first, of all
+// keys; then come scores again, probabilities, and their products with values.
 //
-// A warp has 16 queries of one head, a block 16 a warp. It goes over tiles of 64 keys twice, as
-// probabilities are rounded when their sum is known: first for the largest score and the sum of
-// exponentials, then for scores again, codes of probabilities, and their products with values.
-// Tiles of keys and of values are of one size and arrive by cp.async in one row.
+// A warp has 16 rows of one key head, a block 64. It goes over the tiles that any of them sees, or
+// over a part of these: sums of codes are exact, so that the number of parts changes nothing.
 //
 // What the tensor cores leave of the scores is what they take as probabilities: a thread has two
-// neighbouring columns of mma tiles of 8, and wants four keys in a register. So a row of keys in
-// shared memory stands where its scores come out at the right thread (`row_of_key`): thread t of
-// four has keys 16 a + 4 t + i, a and i from 0 to 3, of the tile.
+// neighbouring columns of mma tiles of 8, and wants four keys in a register. So keys stand in rows
+// of shared memory where their scores come out at the right thread (`row_of_key`), values in the
+// same rows. Values arrive as a cache has them, key by key. Turned by ldmatrix they leave a thread
+// two channels of two keys in a register; a byte permutation of two such registers makes four keys
+// of one channel, so one mma tile has the even channels of 16, another the odd ones.
 #pragma once
 
-#include "belt.cuh"
-#include "softmax.cuh"
+#include "scores.cuh"
 
 namespace dqx {
 namespace {
 
-// What the kernel reads that others do not.
-struct TensorCoreOperands {
-  const Seen* seen;  // (batch, queries, tiles of keys)
-  float unit;        // log2(e) / sqrt(width)
-};
+template <int number>
+using Number = std::integral_constant<int, number>;
 
-template <int value_mmas>
-struct ValueSums {
-  Quad at[value_mmas];
+template <class Tile, bool halves = Tile::halves>
+struct Sums {  // of products with values, and of what they are multiplied by
+  Quad at[Tile::value_mmas];
+  Quad total;
+};
+template <class Tile>
+struct Sums<Tile, true> {
+  FloatQuad at[Tile::value_mmas];
+  FloatQuad total;
 };
 
 template <class Tile>
-__device__ __forceinline__ void load_state(const Attention& call, const RoundedOperands& from,
-                                           float unit, const Place& place, int thread,
-                                           QueryState& state) {
+using QueryCodes = PerThread<Quad, ATTEND_THREADS>[Tile::slices];
+
+__device__ __forceinline__ void load_factors(const Attend& call, const AttendOperands& from,
+                                             float unit, const Place& place, int thread,
+                                             RowState& state) {
   state = {};
   DQX_UNROLL
   for (int r = 0; r < 2; ++r) {
-    const int query = query_of<Tile>(thread, r);
-    const bool there = query < place.queries;
-    const int64_t first = place.query * call.heads + place.head;
-    state.most[r] = NEVER;
-    state.seen[r] = !there;
-    state.factor[r] = there ? (from.q_scales + first)[query * call.heads] * unit : 0;
+    const int row = row_of(thread, r);
+    if (row < place.rows) state.factor[r] = from.q_scales[vector_of_row(call, place, row)] * unit;
   }
 }
 
-// Codes of a thread's queries, as the tensor cores take them.
-template <class Tile>
-__device__ __forceinline__ void load_query_codes(const Attention& call,
-                                                 const RoundedOperands& from, const Place& place,
-                                                 int thread, int slice, Quad& codes) {
+// Of all parts, -inf where a row sees nothing; 0 of what is no row.
+__device__ __forceinline__ void load_largest(const Attend& call, const AttendRoom& room,
+                                             const Place& place, int thread, RowState& state) {
+  const int64_t rows = int64_t{call.batch} * call.queries * call.heads;
   DQX_UNROLL
-  for (int part = 0; part < 4; ++part) {
-    const int query = query_of<Tile>(thread, part % 2);
-    const int word = slice * (SLICE / 4) + part / 2 * 4 + thread % 4;
-    const int* first = from.q + (place.query * call.heads + place.head) * from.words;
-    const bool there = query < place.queries && word < from.words;
-    codes.word[part] = there ? first[query * call.heads * from.words + word] : 0;
+  for (int r = 0; r < 2; ++r) {
+    const int row = row_of(thread, r);
+    if (row >= place.rows) continue;
+    const float* at = room.largest + place_of_row(call, place, row);
+    float largest = -INFINITY;
+    for (int part = 0; part < room.parts; ++part) largest = larger(largest, at[part * rows]);
+    state.largest[r] = largest;
+    const unsigned all = call.p_top ? static_cast<unsigned>(call.p_top) * 0x01010101u : 0x3c003c00u;
+    state.unseen[r] = largest == -INFINITY ? all : 0;
   }
 }
 
-// Adds products of a row's codes with 16 rows of shared memory, `first` and on, over SLICE bytes
-// from chunk `chunk` on: `add(b, j)` multiplies with row 8 j and on.
-template <int stride, int threads, class Add>
-__device__ __forceinline__ void with_rows(int warp, const uint4* rows, int first, int chunk,
-                                          const Add& add) {
-  PerThread<const void*, threads> places;
-  PerThread<Quad, threads> loaded;
+// Codes of a thread's rows, as the tensor cores take them. The order of channels is that of keys:
+// with two codes a byte, of 32 bytes the low ones, then the high ones.
+template <class Tile>
+__device__ __forceinline__ void load_query_codes(const Attend& call, const AttendOperands& from,
+                                                 const Place& place, int thread,
+                                                 QueryCodes<Tile>& codes) {
+  const int words = call.width / 4, packed = call.k_bits == 4 ? words / 2 : words;
+  DQX_UNROLL
+  for (int r = 0; r < 2; ++r) {
+    const int row = row_of(thread, r);
+    const bool there = row < place.rows;
+    const int64_t vector = there ? vector_of_row(call, place, row) : 0;
+    const auto* first = reinterpret_cast<const int*>(from.q) + vector * words;
+    DQX_UNROLL
+    for (int slice = 0; slice < Tile::slices; ++slice) {
+      DQX_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const int place_of_slice = call.k_bits == 4 ? slice / 2 : slice;
+        const int high = call.k_bits == 4 ? slice % 2 : 0;
+        const int word = place_of_slice * (SLICE / 4) + half * 4 + thread % 4;
+        const bool kept = there && word < packed;
+        codes[slice][thread].word[half * 2 + r] = kept ? first[high * packed + word] : 0;
+      }
+    }
+  }
+}
+
+// Loads 16 rows of shared memory, `first` and on, over SLICE bytes from chunk `chunk` on.
+template <int stride>
+__device__ __forceinline__ void load_rows(int warp, const uint4* rows, int first, int chunk,
+                                          PerThread<Quad, ATTEND_THREADS>& loaded) {
+  PerThread<const void*, ATTEND_THREADS> places;
   each_lane(warp, [&](int thread) {
     const int lane = thread % 32;
     places[thread] =
         &rows[(lane / 16 * 8 + lane % 8) * stride + lane / 8 % 2 + first * stride + chunk];
   });
   load_matrices(warp, places, loaded);
-  DQX_UNROLL
-  for (int j = 0; j < 2; ++j) {
-    add([&](int thread, int half) { return loaded[thread].word[2 * j + half]; }, j);
-  }
 }
 
+// Of the keys of a part of a tile.
 template <class Tile>
-__device__ __forceinline__ void add_scores(int warp, const typename Tile::Slot& slot,
-                                           PerThread<Quad, Tile::threads> (&q)[Tile::slices],
-                                           PerThread<ScoreSums, Tile::threads>& sums) {
+__device__ __forceinline__ void add_scores(const Attend& call, int warp,
+                                           const typename Tile::Slot& slot, int part,
+                                           QueryCodes<Tile>& q,
+                                           PerThread<ScoreSums, ATTEND_THREADS>& sums) {
+  const uint4* rows = slot.rows + part * PART * Tile::k_row;
+  PerThread<Quad, ATTEND_THREADS> keys;
+  const auto multiply = [&](int slice, int pair, PerThread<Quad, ATTEND_THREADS>& codes) {
+    DQX_UNROLL
+    for (int j = 0; j < 2; ++j) {
+      multiply_add(
+          warp, q[slice], [&](int thread, int half) { return codes[thread].word[2 * j + half]; },
+          [&](int thread) -> Quad& { return sums[thread].at[2 * pair + j]; });
+    }
+  };
   each_lane(warp, [&](int thread) {
     DQX_UNROLL
     for (Quad& each : sums[thread].at) each = {{SUM_START, SUM_START, SUM_START, SUM_START}};
   });
-  DQX_UNROLL
-  for (int slice = 0; slice < Tile::slices; ++slice) {
+  if (call.k_bits == 8) {
     DQX_UNROLL
-    for (int pair = 0; pair < KEY_MMAS / 2; ++pair) {
-      with_rows<Tile::k_row, Tile::threads>(
-          warp, slot.rows, pair * 16, slice * (SLICE / CHUNK), [&](const auto& keys, int j) {
-            multiply_add(warp, q[slice], keys, [&](int thread) -> Quad& {
-              return sums[thread].at[2 * pair + j];
-            });
-          });
+    for (int slice = 0; slice < Tile::slices; ++slice) {
+      DQX_UNROLL
+      for (int pair = 0; pair < PART_GROUPS; ++pair) {
+        load_rows<Tile::k_row>(warp, rows, pair * 16, slice * (SLICE / CHUNK), keys);
+        multiply(slice, pair, keys);
+      }
+    }
+    return;
+  }
+  PerThread<Quad, ATTEND_THREADS> half;  // 16 times the codes
+  DQX_UNROLL
+  for (int slice = 0; slice < Tile::slices; slice += 2) {
+    DQX_UNROLL
+    for (int pair = 0; pair < PART_GROUPS; ++pair) {
+      load_rows<Tile::k_row>(warp, rows, pair * 16, slice / 2 * (SLICE / CHUNK), keys);
+      DQX_UNROLL
+      for (int high = 0; high < 2; ++high) {
+        each_lane(warp, [&](int thread) {
+          DQX_UNROLL
+          for (int n = 0; n < 4; ++n) {
+            const auto word = static_cast<uint32_t>(keys[thread].word[n]);
+            const uint32_t code = (high ? word : word << 4) & 0xf0f0f0f0u;
+            half[thread].word[n] = static_cast<int>(code ^ 0x80808080u);
+          }
+        });
+        multiply(slice + high, pair, half);
+      }
     }
   }
 }
 
+// What `work(thread, values)` does with the scores of a part of a tile.
+template <class Tile, class Work>
+__device__ __forceinline__ void with_scores(const Attend& call, int warp,
+                                            const typename Tile::Slot& slot, int part,
+                                            QueryCodes<Tile>& q, const Work& work) {
+  PerThread<ScoreSums, ATTEND_THREADS> sums;
+  add_scores<Tile>(call, warp, slot, part, q, sums);
+  each_lane(warp, [&](int thread) {
+    work(thread, scaled(sums[thread], slot.k_scales + part * (PART / MINE), thread));
+  });
+}
+
+// Four registers of 32 keys by 16 bytes, turned; `rows` begins at the first key's.
+template <int stride>
+__device__ __forceinline__ void load_turned(int warp, const uint4* rows, int chunk,
+                                            PerThread<Quad, ATTEND_THREADS>& loaded) {
+  PerThread<const void*, ATTEND_THREADS> places;
+  each_lane(warp, [&](int thread) { places[thread] = &rows[thread % 32 * stride + chunk]; });
+  load_turned_matrices(warp, places, loaded);
+}
+
+// Products of codes. Pair n of mma tiles is of 16 channels: the even ones, then the odd ones.
 template <class Tile>
-__device__ __forceinline__ void add_values(int warp, const typename Tile::Slot& slot,
-                                           PerThread<Quad, Tile::threads> (&p)[KEY_TILE / SLICE],
-                                           PerThread<ValueSums<Tile::value_mmas>, Tile::threads>&
-                                               sums) {
+__device__ __forceinline__ void add_code_products(
+    const Attend& call, int warp, const typename Tile::Slot& slot, Probabilities<Tile>& p,
+    PerThread<Sums<Tile>, ATTEND_THREADS>& sums) {
+  PerThread<Quad, ATTEND_THREADS> loaded, turned, half;
+  const auto multiply = [&](int slice, int pair, PerThread<Quad, ATTEND_THREADS>& codes) {
+    DQX_UNROLL
+    for (int odd = 0; odd < 2; ++odd) {
+      multiply_add_mixed(
+          warp, p.at[slice],
+          [&](int thread, int group) { return codes[thread].word[2 * odd + group]; },
+          [&](int thread) -> Quad& { return sums[thread].at[2 * pair + odd]; });
+    }
+  };
+  const auto turn = [&](int slice, int chunk) {
+    load_turned<Tile::v_row>(warp, slot.rows + slice * SLICE * Tile::v_row, chunk, loaded);
+    each_lane(warp, [&](int thread) {
+      DQX_UNROLL
+      for (int n = 0; n < 4; ++n) {  // of even channels keys 0 … 15, 16 … 31; of odd ones
+        const int group = n % 2 * 2;
+        turned[thread].word[n] = static_cast<int>(__byte_perm(
+            static_cast<uint32_t>(loaded[thread].word[group]),
+            static_cast<uint32_t>(loaded[thread].word[group + 1]), n < 2 ? 0x6420 : 0x7531));
+      }
+    });
+  };
   DQX_UNROLL
-  for (int slice = 0; slice < KEY_TILE / SLICE; ++slice) {
+  for (int slice = 0; slice < Tile::keys / SLICE; ++slice) {
+    multiply_add_mixed(
+        warp, p.at[slice], [](int, int) { return 0x01010101; },
+        [&](int thread) -> Quad& { return sums[thread].total; });
+  }
+  if (call.v_bits == 8) {
+    DQX_UNROLL
+    for (int slice = 0; slice < Tile::keys / SLICE; ++slice) {
+      DQX_UNROLL
+      for (int chunk = 0; chunk < Tile::channels / CHUNK; ++chunk) {
+        turn(slice, chunk);
+        multiply(slice, chunk, turned);
+      }
+    }
+    return;
+  }
+  DQX_UNROLL
+  for (int slice = 0; slice < Tile::keys / SLICE; ++slice) {
+    DQX_UNROLL
+    for (int chunk = 0; chunk < Tile::channels / CHUNK / 2; ++chunk) {
+      turn(slice, chunk);
+      DQX_UNROLL
+      for (int high = 0; high < 2; ++high) {
+        each_lane(warp, [&](int thread) {
+          DQX_UNROLL
+          for (int n = 0; n < 4; ++n) {
+            const auto word = static_cast<uint32_t>(turned[thread].word[n]);
+            half[thread].word[n] = static_cast<int>((high ? word >> 4 : word) & 0x0f0f0f0fu);
+          }
+        });
+        multiply(slice, 2 * chunk + high, half);
+      }
+    }
+  }
+}
+
+// Products of halves with the values of step `step` of a tile. mma tile j is of channels 8 j and on.
+template <class Tile, int step>
+__device__ __forceinline__ void add_half_products(
+    int warp, const typename Tile::Slot& slot, Probabilities<Tile>& p,
+    PerThread<Sums<Tile>, ATTEND_THREADS>& sums) {
+  PerThread<const void*, ATTEND_THREADS> places;
+  PerThread<Quad, ATTEND_THREADS> values;
+  DQX_UNROLL
+  for (int group = 0; group < Tile::v_keys / GROUP; ++group) {
+    PerThread<Quad, ATTEND_THREADS>& mine = p.at[step * (Tile::v_keys / GROUP) + group];
+    multiply_add_halves(
+        warp, mine, [](int, int) { return 0x3c003c00; },  // ones
+        [&](int thread) -> FloatQuad& { return sums[thread].total; });
     DQX_UNROLL
     for (int pair = 0; pair < Tile::value_mmas / 2; ++pair) {
-      with_rows<Tile::v_row, Tile::threads>(
-          warp, slot.rows, pair * 16, slice * (SLICE / CHUNK), [&](const auto& values, int j) {
-            multiply_add_unsigned(warp, p[slice], values, [&](int thread) -> Quad& {
-              return sums[thread].at[2 * pair + j];
-            });
-          });
+      each_lane(warp, [&](int thread) {
+        const int lane = thread % 32, row = group * GROUP + lane % 16;
+        places[thread] = &slot.rows[row * Tile::v_row + 2 * pair + lane / 16];
+      });
+      load_turned_matrices(warp, places, values);
+      DQX_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        multiply_add_halves(
+            warp, mine, [&](int thread, int half) { return values[thread].word[2 * j + half]; },
+            [&](int thread) -> FloatQuad& { return sums[thread].at[2 * pair + j]; });
+      }
     }
   }
 }
 
-// What `work(thread, values)` does with the scores of a tile.
-template <class Tile, class Work>
-__device__ __forceinline__ void with_scores(int warp, const typename Tile::Slot& slot,
-                                            PerThread<Quad, Tile::threads> (&q)[Tile::slices],
-                                            const Work& work) {
-  PerThread<ScoreSums, Tile::threads> sums;
-  add_scores<Tile>(warp, slot, q, sums);
-  each_lane(warp,
-            [&](int thread) { work(thread, scaled(sums[thread], slot.k_scales, thread)); });
+// Values that are not finite become 0: where a query takes all keys alike, those that nobody has
+// written, too.
+template <class Tile>
+__device__ __forceinline__ void clear_no_numbers(typename Tile::Slot& slot, int thread) {
+  auto* words = reinterpret_cast<uint32_t*>(slot.rows);
+  for (int i = thread; i < Tile::v_keys * Tile::v_row * 4; i += ATTEND_THREADS) {
+    const uint32_t word = words[i];
+    const uint32_t low = (word & 0x7c00u) == 0x7c00u ? 0 : word & 0xffffu;
+    words[i] = ((word & 0x7c000000u) == 0x7c000000u ? 0 : word & 0xffff0000u) | low;
+  }
 }
 
-// Whether any query of the warp sees a key of the tile, or sees all keys alike.
+// Whether any row of the warp sees a key of the tile, or sees all keys alike.
 template <class Tile>
 __device__ __forceinline__ void find_busy(int warp, const Place& place,
                                           const typename Tile::Slot& slot,
-                                          PerThread<QueryState, Tile::threads>& states) {
-  PerThread<bool, Tile::threads> busy;
+                                          PerThread<RowState, ATTEND_THREADS>& states) {
+  PerThread<bool, ATTEND_THREADS> busy;
   each_lane(warp, [&](int thread) {
-    const Seen first = slot.seen[query_of<Tile>(thread, 0)];
-    const Seen second = slot.seen[query_of<Tile>(thread, 1)];
-    const QueryState& state = states[thread];
-    busy[thread] = (first.word[0] | first.word[1] | second.word[0] | second.word[1] |
-                    state.hidden[0] | state.hidden[1]) != 0;
+    uint32_t any = states[thread].unseen[0] | states[thread].unseen[1];
+    DQX_UNROLL
+    for (int word = 0; word < Tile::keys / 32; ++word) {
+      any |= slot.seen[row_of(thread, 0)][word] | slot.seen[row_of(thread, 1)][word];
+    }
+    busy[thread] = any != 0;
   });
-  const bool any = warp * 16 < place.queries && any_lane(warp, busy);
+  const bool any = warp * 16 < place.rows && any_lane(warp, busy);
   each_lane(warp, [&](int thread) { states[thread].busy = any; });
 }
 
-// Two channels in a row.
-template <class T>
-struct alignas(2 * sizeof(T)) Pair {
-  T of[2];
+// What the four threads of a row make of their `of(thread)` together.
+template <class Of>
+__device__ __forceinline__ void join_largest(int warp, const Of& of) {
+  PerThread<float, ATTEND_THREADS> mine, others;
+  DQX_UNROLL
+  for (int mask = 1; mask <= 2; mask *= 2) {
+    each_lane(warp, [&](int thread) { mine[thread] = of(thread); });
+    exchange(warp, mask, mine, others);
+    each_lane(warp, [&](int thread) { of(thread) = larger(of(thread), others[thread]); });
+  }
+}
+
+// The tile that a step is of, and where in it: a step has keys, or values.
+template <class Tile, int v_steps>
+struct Step {
+  int stop, first, of_values;  // first key in the tile; 0: keys, else values, counted from 1
+
+  __device__ __forceinline__ explicit Step(int step) {
+    constexpr int each = 1 + v_steps, parts = SEEN_KEYS / Tile::keys;
+    stop = step / (each * parts);
+    of_values = step % each;
+    first = step / each % parts * Tile::keys + (of_values ? (of_values - 1) * Tile::v_keys : 0);
+  }
 };
 
-// Sums of products of codes to y. (A sum of integers, exact, until both steps are multiplied in.)
+// What row `thread` sees; null: it is no row.
+__device__ __forceinline__ const Seen* seen_of_row(const Attend& call, const AttendOperands& given,
+                                                   const Place& place, int thread) {
+  if (thread >= place.rows) return nullptr;
+  const int tiles = (call.keys + SEEN_KEYS - 1) / SEEN_KEYS;
+  return given.seen + (place.sequence * call.queries + query_of(place, thread)) * tiles;
+}
+
+// Sends step `step` of a belt. `seen`: what seen_of_row has found for the thread.
+template <class Tile, int v_steps>
+__device__ __forceinline__ void send_step(const Attend& call, const Source& source, const Stops& stops,
+                                          const Seen* seen, int step,
+                                          typename Tile::Slot& slot, int thread) {
+  const Step<Tile, v_steps> at(step);
+  const Stop stop = stops.first[at.stop];
+  const int first = stop.tile * SEEN_KEYS + at.first;
+  if (at.of_values) {
+    send_values<Tile>(call, source, first, stop.any, slot, thread);
+    return;
+  }
+  send_keys<Tile>(call, source, first, seen ? seen + stop.tile : nullptr, slot, thread);
+}
+
+// The largest score of each row among the keys of a part; not a number where a query is none.
+template <int channels>
+__global__ void __launch_bounds__(ATTEND_THREADS, 3)
+    find_largest(Attend call, AttendOperands given, AttendRoom room) {
+  using Tile = AttendTile<channels, false>;
+  __shared__ typename Tile::Slot slots[Tile::slots];
+  const Place place = place_of_block<ROW_TILE>(call);
+  const Source source = source_of(call, given, place);
+  const Stops stops = stops_of_block(call, room, place);
+  QueryCodes<Tile> q;
+  PerThread<RowState, ATTEND_THREADS> states;
+  PerThread<const Seen*, ATTEND_THREADS> seen;
+  const auto send = [&](int step, int to, int thread) {
+    send_step<Tile, 0>(call, source, stops, seen[thread], step, slots[to], thread);
+  };
+  Belt<Tile, decltype(send)> belt{send, stops.count * (SEEN_KEYS / Tile::keys)};
+  each_thread<ATTEND_THREADS>([&](int thread) {
+    seen[thread] = seen_of_row(call, given, place, thread);
+    DQX_UNROLL
+    for (int ahead = 0; ahead < Tile::slots - 1; ++ahead) belt.send_ahead(ahead, thread);
+    states[thread] = {};
+    states[thread].largest[0] = states[thread].largest[1] = -INFINITY;
+    load_query_codes<Tile>(call, given, place, thread, q);
+  });
+  while (belt.step < belt.steps) {
+    belt.wait();
+    belt.next([&](int warp, int slot) {
+      find_busy<Tile>(warp, place, slots[slot], states);
+      if (!states[warp * 32].busy) return;
+      DQX_UNROLL
+      for (int part = 0; part < Tile::keys / PART; ++part) {
+        with_scores<Tile>(
+            call, warp, slots[slot], part, q, [&](int thread, const ScaledSums& values) {
+              find_largest_of<Tile>(values, slots[slot], part, thread, states[thread]);
+            });
+      }
+    });
+  }
+  const Place to = place_of_block<ROW_TILE>(call);
+  each_warp<ATTEND_THREADS>([&](int warp) {
+    DQX_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      join_largest(warp, [&](int thread) -> float& { return states[thread].largest[r]; });
+      each_lane(warp, [&](int thread) {
+        const int row = row_of(thread, r);
+        if (thread % 4 || row >= to.rows) return;
+        const int64_t rows = int64_t{call.batch} * call.queries * call.heads;
+        const float largest = states[thread].largest[r];
+        const float scale = given.q_scales[vector_of_row(call, to, row)];
+        const bool none = scale != scale && largest != -INFINITY;
+        room.largest[to.part * rows + place_of_row(call, to, row)] = none ? scale : largest;
+      });
+    }
+  });
+}
+
+// Channels in a row that a thread has sums of.
+template <class T, int count>
+struct alignas(count * sizeof(T)) Run {
+  T of[count];
+};
+
+template <class Tile>
+struct Runs {
+  static constexpr int length = Tile::halves ? 2 : 4, count = Tile::channels / (4 * length);
+
+  // The first channel of run n.
+  __device__ __forceinline__ static int channel(const Attend& call, int n, int thread) {
+    const int mine = thread % 4 * length;
+    if (call.v_bits != 4) return n * (4 * length) + mine;
+    return n / 2 * CHUNK + n % 2 * (call.width / 2) + mine;
+  }
+
+  __device__ __forceinline__ static bool there(const Attend& call, int n) {
+    return (call.v_bits != 4 ? n : n / 2 * 2) * (4 * length) < call.width;
+  }
+
+  __device__ __forceinline__ static auto sum(const Sums<Tile>& sums, int n, int r, int i) {
+    if constexpr (Tile::halves) {
+      return sums.at[n].at[2 * r + i];
+    } else {
+      return sums.at[2 * n + i % 2].word[2 * r + i / 2];
+    }
+  }
+
+  __device__ __forceinline__ static auto total(const Sums<Tile>& sums, int r) {
+    if constexpr (Tile::halves) {
+      return sums.total.at[2 * r];
+    } else {
+      return sums.total.word[2 * r];
+    }
+  }
+};
+
+// y of a thread's rows, if their sums are of all keys.
 template <class Tile, class T>
-__device__ __forceinline__ void store_results(const Attention& call, const Place& place,
-                                              const void* v_scale, const void* v_zero, int thread,
-                                              const QueryState& state,
-                                              const ValueSums<Tile::value_mmas>& sums, void* y) {
-  const float step = 1 / static_cast<float>(call.p_top);
-  const int first = thread % 4 * 2, kv_head = place.head / (call.heads / call.kv_heads);
-  const T* scales = static_cast<const T*>(v_scale) + kv_head * call.width + first;
-  const T* zeros = static_cast<const T*>(v_zero) + kv_head * call.width + first;
+__device__ __forceinline__ void store_results(const Attend& call, const AttendOperands& given,
+                                              const Place& place, int thread,
+                                              const RowState& state, const Sums<Tile>& sums) {
+  using Mine = Runs<Tile>;
+  const int64_t of_head = int64_t{place.head} * call.width;
   DQX_UNROLL
   for (int r = 0; r < 2; ++r) {
-    const int query = query_of<Tile>(thread, r);
-    if (query >= place.queries) return;
-    const float none = state.scale[r] - state.scale[r];  // 0, or not a number
-    T* block = static_cast<T*>(y) + (place.query * call.heads + place.head) * call.width;
-    T* to = block + query * call.heads * call.width + first;
+    const int row = row_of(thread, r);
+    if (row >= place.rows) return;
+    const RowEnd end = row_end(call, state.largest[r], Mine::total(sums, r));
+    T* to = static_cast<T*>(given.y) + vector_of_row(call, place, row) * call.width;
     DQX_UNROLL
-    for (int j = 0; j < Tile::value_mmas; ++j) {
-      if (j * 8 >= call.width) break;
-      Pair<T> pair;
+    for (int n = 0; n < Mine::count; ++n) {
+      if (!Mine::there(call, n)) break;
+      const int channel = Mine::channel(call, n, thread);
+      Run<T, Mine::length> run;
       DQX_UNROLL
-      for (int odd = 0; odd < 2; ++odd) {
-        const int zero = static_cast<int>(widened(zeros[j * 8 + odd]));
-        const int sum = sums.at[j].word[2 * r + odd] - zero * static_cast<int>(state.codes[r]);
-        store(&pair.of[odd],
-              static_cast<float>(sum) * step * widened(scales[j * 8 + odd]) + none);
+      for (int i = 0; i < Mine::length; ++i) {
+        const auto sum = Mine::sum(sums, n, r, i);
+        store(&run.of[i], result(call, given, end, of_head + channel + i, sum));
       }
-      *reinterpret_cast<Pair<T>*>(to + j * 8) = pair;
+      *reinterpret_cast<Run<T, Mine::length>*>(to + channel) = run;
     }
   }
 }
 
-// `channels`: those of a head, or more.
-template <int channels, int warps>
-__global__ void __launch_bounds__(32 * warps, 12 / warps)
-    attend_on_tensor_cores(Attention call, RoundedOperands from, TensorCoreOperands given,
-                           const void* v_scale, const void* v_zero, void* y) {
-  using Tile = AttendTile<channels, warps>;
-  constexpr int threads = Tile::threads;
-  __shared__ typename Tile::Slot slots[Tile::slots];
-  const Place place = place_of_block<Tile::queries>(call);
-  const int tiles = (call.keys + KEY_TILE - 1) / KEY_TILE;
-  PerThread<Quad, threads> q[Tile::slices], p[KEY_TILE / SLICE];
-  PerThread<QueryState, threads> states;
-  PerThread<ValueSums<Tile::value_mmas>, threads> products;
-  const auto send = [&](int tile, bool values, int to, int thread) {
-    if (values) {
-      send_values<Tile>(call, from, place, tile, slots[to], thread);
-    } else {
-      send_keys<Tile>(call, from, given.seen, place, tile, slots[to], thread);
+// Likewise the sums, if they are of a part of the keys.
+template <class Tile>
+__device__ __forceinline__ void store_part(const Attend& call, const AttendRoom& room,
+                                           const Place& place, int thread,
+                                           const Sums<Tile>& sums) {
+  using Mine = Runs<Tile>;
+  using T = decltype(Mine::total(sums, 0));
+  const int64_t rows = int64_t{call.batch} * call.queries * call.heads;
+  DQX_UNROLL
+  for (int r = 0; r < 2; ++r) {
+    const int row = row_of(thread, r);
+    if (row >= place.rows) return;
+    const int64_t vector = place.part * rows + place_of_row(call, place, row);
+    if (thread % 4 == 0) static_cast<T*>(room.totals)[vector] = Mine::total(sums, r);
+    T* to = static_cast<T*>(room.products) + vector * call.width;
+    DQX_UNROLL
+    for (int n = 0; n < Mine::count; ++n) {
+      if (!Mine::there(call, n)) break;
+      Run<T, Mine::length> run;
+      DQX_UNROLL
+      for (int i = 0; i < Mine::length; ++i) run.of[i] = Mine::sum(sums, n, r, i);
+      *reinterpret_cast<Run<T, Mine::length>*>(to + Mine::channel(call, n, thread)) = run;
     }
+  }
+}
+
+template <int channels, bool halves>
+__global__ void __launch_bounds__(ATTEND_THREADS, channels > 128 ? 2 : 3)
+    add_up(Attend call, AttendOperands given, AttendRoom room, float unit) {  // of scores in base 2
+  using Tile = AttendTile<channels, halves>;
+  constexpr int v_steps = Tile::v_steps;
+  __shared__ typename Tile::Slot slots[Tile::slots];
+  const Place place = place_of_block<ROW_TILE>(call);
+  const Source source = source_of(call, given, place);
+  const Stops stops = stops_of_block(call, room, place);
+  QueryCodes<Tile> q;
+  Probabilities<Tile> p;
+  PerThread<RowState, ATTEND_THREADS> states;
+  PerThread<Sums<Tile>, ATTEND_THREADS> sums;
+  PerThread<const Seen*, ATTEND_THREADS> seen;
+  const auto send = [&](int step, int to, int thread) {
+    send_step<Tile, v_steps>(call, source, stops, seen[thread], step, slots[to], thread);
   };
-  Belt<Tile, decltype(send)> belt{send, tiles};
-  each_thread<threads>([&](int thread) {
+  constexpr int each = (1 + v_steps) * (SEEN_KEYS / Tile::keys);
+  Belt<Tile, decltype(send)> belt{send, stops.count * each};
+  each_thread<ATTEND_THREADS>([&](int thread) {
+    seen[thread] = seen_of_row(call, given, place, thread);
     DQX_UNROLL
     for (int ahead = 0; ahead < Tile::slots - 1; ++ahead) belt.send_ahead(ahead, thread);
-    load_state<Tile>(call, from, given.unit, place, thread, states[thread]);
-    DQX_UNROLL
-    for (int slice = 0; slice < Tile::slices; ++slice) {
-      load_query_codes<Tile>(call, from, place, thread, slice, q[slice][thread]);
+    load_factors(call, given, unit, place, thread, states[thread]);
+    load_largest(call, room, place, thread, states[thread]);
+    load_query_codes<Tile>(call, given, place, thread, q);
+    sums[thread] = {};
+  });
+  const auto top = static_cast<float>(call.p_top);
+  while (belt.step < belt.steps) {
+    belt.wait();
+    belt.next([&](int warp, int slot) {
+      find_busy<Tile>(warp, place, slots[slot], states);
+      if (!states[warp * 32].busy) return;
+      const auto find = [&](auto number) {
+        constexpr int part = decltype(number)::value;
+        with_scores<Tile>(
+            call, warp, slots[slot], part, q, [&](int thread, const ScaledSums& values) {
+              find_probabilities<Tile, part>(values, slots[slot], top, thread, states[thread], p);
+            });
+      };
+      find(Number<0>());
+      if constexpr (Tile::keys > PART) find(Number<1>());
+    });
+    const auto add = [&](auto number) {
+      [[maybe_unused]] constexpr int step = decltype(number)::value;
+      belt.wait();
+      if constexpr (halves) {
+        if (stops.blind) {
+          each_thread<ATTEND_THREADS>([&](int thread) {
+            clear_no_numbers<Tile>(slots[belt.slot], thread);
+          });
+        }
+      }
+      belt.next([&](int warp, int slot) {
+        if (!states[warp * 32].busy) return;
+        if constexpr (halves) {
+          add_half_products<Tile, step>(warp, slots[slot], p, sums);
+        } else {
+          add_code_products<Tile>(call, warp, slots[slot], p, sums);
+        }
+      });
+    };
+    add(Number<0>());
+    if constexpr (halves) add(Number<1>());
+  }
+  const Place to = place_of_block<ROW_TILE>(call);
+  each_thread<ATTEND_THREADS>([&](int thread) {
+    const RowState& state = states[thread];
+    if (room.parts > 1) {
+      store_part<Tile>(call, room, to, thread, sums[thread]);
+    } else if (call.type == Float::fp16) {
+      store_results<Tile, Half>(call, given, to, thread, state, sums[thread]);
+    } else {
+      store_results<Tile, float>(call, given, to, thread, state, sums[thread]);
     }
   });
-  while (belt.step < tiles) {
-    belt.next([&](int warp, int slot) {
-      find_busy<Tile>(warp, place, slots[slot], states);
-      if (!states[warp * 32].busy) return;
-      with_scores<Tile>(warp, slots[slot], q, [&](int thread, const ScaledSums& values) {
-        add_exponentials<Tile>(values, slots[slot], thread, states[thread]);
-      });
-    });
-  }
-  each_warp<threads>([&](int warp) {
-    join_exponentials<Tile>(warp, call, states);
-    each_lane(warp, [&](int thread) { products[thread] = {}; });
+}
+
+// y from the sums of all parts. A thread a channel of a row.
+template <class T>
+__global__ void __launch_bounds__(ATTEND_THREADS)
+    join_parts(Attend call, AttendOperands given, AttendRoom room) {
+  each_thread<ATTEND_THREADS>([&](int thread) {
+    const int shared = call.heads / call.kv_heads;
+    const int64_t of_head = int64_t{call.queries} * shared;
+    const int64_t rows = of_head * call.batch * call.kv_heads;
+    const int64_t index = int64_t{blockIdx.x} * ATTEND_THREADS + thread, row = index / call.width;
+    if (row >= rows) return;
+    T sum = 0, total = 0;
+    float largest = -INFINITY;
+    for (int part = 0; part < room.parts; ++part) {  // always in this order
+      sum += static_cast<const T*>(room.products)[part * rows * call.width + index];
+      total += static_cast<const T*>(room.totals)[part * rows + row];
+      largest = larger(largest, room.largest[part * rows + row]);
+    }
+    const int64_t kv_head = row / of_head, query = row % of_head / shared;
+    const int64_t head = kv_head % call.kv_heads * shared + row % shared;
+    const int channel = static_cast<int>(index % call.width);
+    const int64_t of_values = kv_head % call.kv_heads * call.width + channel;
+    const float y = result(call, given, row_end(call, largest, total), of_values, sum);
+    const int64_t vector =
+        (kv_head / call.kv_heads * call.queries + query) * call.heads + head;
+    if (call.type == Float::fp16) {
+      store(static_cast<Half*>(given.y) + vector * call.width + channel, y);
+    } else {
+      store(static_cast<float*>(given.y) + vector * call.width + channel, y);
+    }
   });
-  while (belt.step < 3 * tiles) {
-    belt.next([&](int warp, int slot) {
-      find_busy<Tile>(warp, place, slots[slot], states);
-      if (!states[warp * 32].busy) return;
-      with_scores<Tile>(warp, slots[slot], q, [&](int thread, const ScaledSums& values) {
-        round_probabilities<Tile>(values, slots[slot], thread, states[thread], p);
-      });
-    });
-    belt.next([&](int warp, int slot) {
-      if (states[warp * 32].busy) add_values<Tile>(warp, slots[slot], p, products);
-    });
-  }
-  each_warp<threads>([&](int warp) {
-    join_codes<Tile>(warp, call, states);
-    each_lane(warp, [&](int thread) {
-      const QueryState& state = states[thread];
-      if (call.type == Float::fp16) {
-        store_results<Tile, Half>(call, place, v_scale, v_zero, thread, state, products[thread], y);
-      } else {
-        store_results<Tile, float>(call, place, v_scale, v_zero, thread, state, products[thread],
-                                   y);
-      }
-    });
-  });
+}
+
+template <int channels, bool halves>
+int attend_in(const Attend& call, const AttendOperands& given, const AttendRoom& room,
+              Stream stream) {
+  const int64_t rows = int64_t{call.queries} * (call.heads / call.kv_heads);
+  const dim3 blocks(static_cast<unsigned>((rows + ROW_TILE - 1) / ROW_TILE),
+                    static_cast<unsigned>(call.kv_heads),
+                    static_cast<unsigned>(call.batch * room.parts));
+  int error = launch<ATTEND_THREADS>(find_largest<channels>, blocks, stream, call, given, room);
+  if (error) return error;
+  const double step = call.k_bits == 4 ? 16 : 1;  // of codes in the sums
+  const double unit = 1.4426950408889634 / std::sqrt(static_cast<double>(call.width)) / step;
+  error = launch<ATTEND_THREADS>(add_up<channels, halves>, blocks, stream, call, given, room,
+                                 static_cast<float>(unit));
+  if (error || room.parts == 1) return error;
+  using T = std::conditional_t<halves, float, int>;
+  const int64_t all = rows * call.kv_heads * call.batch * call.width;
+  const dim3 joins(static_cast<unsigned>((all + ATTEND_THREADS - 1) / ATTEND_THREADS));
+  return launch<ATTEND_THREADS>(join_parts<T>, joins, stream, call, given, room);
+}
+
+template <int channels>
+int attend_by_tiles(const Attend& call, const AttendOperands& given, const AttendRoom& room,
+                    Stream stream) {
+  return call.v_bits == 16 ? attend_in<channels, true>(call, given, room, stream)
+                           : attend_in<channels, false>(call, given, room, stream);
 }
 
 }  // namespace

@@ -34,11 +34,14 @@ def function_body(body: Body | None = None) -> ir.Function:
     """The operator in standard operators of the body's opset."""
     body = body or Body()
     cache, fresh, start = body.input("cache"), body.input("fresh"), body.input("start")
+    return body.function(NAME, written(body, cache, fresh, start), {}, activations=False)
+
+
+def written(body: Body, cache: ir.Value, fresh: ir.Value, start: ir.Value) -> ir.Value:
+    """y in nodes of `body`."""
     if body.opset >= TENSOR_SCATTER:
-        y = body.op("TensorScatter", cache, fresh, start, axis=-2)
-    else:
-        y = body.op("ScatterND", cache, _places(body, fresh, start), fresh)
-    return body.function(NAME, y, {}, activations=False)
+        return body.op("TensorScatter", cache, fresh, start, axis=-2)
+    return body.op("ScatterND", cache, _places(body, fresh, start), fresh)
 
 
 def _places(body: Body, fresh: ir.Value, start: ir.Value) -> ir.Value:

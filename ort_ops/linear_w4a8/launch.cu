@@ -29,16 +29,17 @@ size_t partial_bytes(const Linear& call) {
 }
 
 template <class T>
-int round_rows(const Linear& call, const void* x, const Rounded& to, Stream stream) {
+int round_rows(const Linear& call, const void* x, bool packed, const Rounded& to, Stream stream) {
   const dim3 runs(static_cast<unsigned>(run_count(call)));
-  return launch<ROUND_THREADS>(round_runs<T>, runs, stream, call, static_cast<const T*>(x), to);
+  const auto kernel = packed ? round_runs<T, true> : round_runs<T, false>;
+  return launch<ROUND_THREADS>(kernel, runs, stream, call, static_cast<const T*>(x), to);
 }
 
-int round_rows(const Linear& call, const void* x, const Rounded& to, Stream stream) {
+int round_rows(const Linear& call, const void* x, bool packed, const Rounded& to, Stream stream) {
   switch (call.type) {
-    case Float::fp16: return round_rows<Half>(call, x, to, stream);
-    case Float::bf16: return round_rows<Bfloat>(call, x, to, stream);
-    default: return round_rows<float>(call, x, to, stream);
+    case Float::fp16: return round_rows<Half>(call, x, packed, to, stream);
+    case Float::bf16: return round_rows<Bfloat>(call, x, packed, to, stream);
+    default: return round_rows<float>(call, x, packed, to, stream);
   }
 }
 
@@ -64,10 +65,11 @@ int launch_planned_linear(const Linear& call, const Plan& plan, const void* x,
   const bool placed = at_chunks(weights[0]) && at_chunks(weights[call.gated ? 1 : 0]);
   const auto run = [&](bool fits, auto multiply) {
     if (!fits) return INVALID_VALUE;
-    const int error = round_rows(call, x, given.x, stream);
+    const int error = round_rows(call, x, plan.path == Path::mma4, given.x, stream);
     return error ? error : multiply(call, given, plan, stream);
   };
   switch (plan.path) {
+    case Path::mma4: return run(placed && fits_mma4(call), multiply_by_mma4);
     case Path::mma8: return run(placed && fits_mma8(call), multiply_by_mma8);
     default: return run(fits_dp4a(call), multiply_by_dp4a);
   }

@@ -5,7 +5,7 @@
 
 namespace dqx {
 
-// One rounded x: codes (rows, depth), scales (rows, depth / activation_group).
+// One rounded x: codes (rows, depth), for mma4 two a byte; scales (rows, depth / activation_group).
 struct Rounded {
   int8_t* codes;
   float* scales;
@@ -25,6 +25,9 @@ constexpr int MOST_PARTS = 8, MOST_ROWS_IN_PARTS = 128;
 // A path: whether it takes a call (its weights begin at multiples of 16 bytes), and y of it.
 bool fits_dp4a(const Linear& call);
 int multiply_by_dp4a(const Linear& call, const Operands& given, const Plan& plan, Stream stream);
+
+bool fits_mma4(const Linear& call);
+int multiply_by_mma4(const Linear& call, const Operands& given, const Plan& plan, Stream stream);
 
 bool fits_mma8(const Linear& call);
 int multiply_by_mma8(const Linear& call, const Operands& given, const Plan& plan, Stream stream);

@@ -25,6 +25,10 @@ int32_t parts_of_depth(const Linear& call, int32_t rows) {
 }  // namespace
 
 Plan plan_linear(const Linear& call) {
+  if (fits_mma4(call)) {
+    const int32_t rows = call.gated || call.rows <= 16 ? 16 : 32;
+    return {Path::mma4, rows, parts_of_depth(call, rows)};
+  }
   if (!fits_mma8(call)) return {Path::dp4a, 32, 1};
   const int32_t rows = rows_of_block(call);
   return {Path::mma8, rows, parts_of_depth(call, rows)};

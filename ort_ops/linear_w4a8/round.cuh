@@ -13,8 +13,9 @@ constexpr int ROUND_THREADS = 128;
 // The larger one; what is not a number wins, so that it reaches every output of its row.
 __device__ __forceinline__ float larger(float a, float b) { return a > b || a != a ? a : b; }
 
-// Rounds one run of inputs that share a scale, a block a run.
-template <class T>
+// Rounds one run of inputs that share a scale, a block a run; `packed`: to codes of 4 bits, two a
+// byte with the first in the low half.
+template <class T, bool packed>
 __global__ void __launch_bounds__(ROUND_THREADS) round_runs(Linear call, const T* x, Rounded to) {
   const int length = call.activation_group;
   const int64_t first = int64_t{blockIdx.x} * length;
@@ -35,9 +36,19 @@ __global__ void __launch_bounds__(ROUND_THREADS) round_runs(Linear call, const T
     const float wanted = largest[0] * call.step;
     const float scale = wanted < LEAST_SCALE ? LEAST_SCALE : wanted;
     const float top = call.activation_bits == 4 ? 7.0f : 127.0f;
-    for (int i = thread; i < length; i += ROUND_THREADS) {
-      const float code = rintf(widened(x[first + i]) / scale);
-      to.codes[first + i] = static_cast<int8_t>(fminf(fmaxf(code, -top - 1), top));
+    const auto code_at = [&](int64_t place) {
+      const float code = rintf(widened(x[place]) / scale);
+      return static_cast<int8_t>(fminf(fmaxf(code, -top - 1), top));
+    };
+    if constexpr (packed) {
+      for (int i = 2 * thread; i < length; i += 2 * ROUND_THREADS) {
+        const int low = code_at(first + i) & 15, high = code_at(first + i + 1) & 15;
+        to.codes[(first + i) / 2] = static_cast<int8_t>(low | high << 4);
+      }
+    } else {
+      for (int i = thread; i < length; i += ROUND_THREADS) {
+        to.codes[first + i] = code_at(first + i);
+      }
     }
     if (thread == 0) to.scales[blockIdx.x] = scale;
   });

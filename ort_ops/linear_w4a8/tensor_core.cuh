@@ -270,8 +270,8 @@ __device__ __forceinline__ void add_run(const Linear& call, const Rounded& x,
         DQX_UNROLL
         for (int c = odd; c < 4; c += 2) {
           const int64_t row = part.row + row_in_block(thread, tile, c);
-          if (row >= call.rows) break;
-          const float scale = x.scales[row * runs + first / call.activation_group];
+          const int64_t place = row * runs + first / call.activation_group;
+          const float scale = row < call.rows ? x.scales[place] : 0;
           DQX_UNROLL
           for (int j = 0; j < OCTETS; ++j) {
             int& sum = sums[thread].at[tile][j].word[c];
@@ -364,6 +364,49 @@ __device__ __forceinline__ void store_octet(void* values, Float type, int64_t pl
 
 // One tile of y; with several parts of the depth, of what each part adds: partial
 // (part, gate or up, row, column).
+template <class Tile, bool channel, bool gated, class Totals>
+__device__ __forceinline__ void store_tile(const Linear& call, const Rounded& x,
+                                           const LinearWeight& weight, const LinearWeight& up,
+                                           const Part& part, const void* bias, void* y,
+                                           float* partial, Totals& totals,
+                                           [[maybe_unused]] Totals& others) {
+  const int64_t matrix = call.rows * call.width;
+  const auto store_eight = [&](int64_t row, int column, float (&value)[OCTETS],
+                               [[maybe_unused]] float (&other)[OCTETS]) {
+    const int64_t place = row * call.width + column;
+    if (partial) {
+      const int64_t from = int64_t{blockIdx.z} * (gated ? 2 : 1) * matrix + place;
+      store_octet(partial, Float::fp32, from, value);
+      if constexpr (gated) store_octet(partial, Float::fp32, from + matrix, other);
+      return;
+    }
+    DQX_UNROLL
+    for (int j = 0; j < OCTETS; ++j) {
+      if constexpr (gated) value[j] = silu(value[j]) * other[j];
+      if (bias) value[j] += value_at(bias, call.type, column + j);
+    }
+    store_octet(y, call.type, place, value);
+  };
+  each_thread<Tile::threads>([&](int thread) {
+    DQX_UNROLL
+    for (int tile = 0; tile < Tile::row_tiles; ++tile) {
+      DQX_UNROLL
+      for (int c = 0; c < 4; ++c) {
+        const int64_t row = part.row + row_in_block(thread, tile, c);
+        const int column = part.column + column_in_block(thread, c, 0);
+        if (row < call.rows && column < call.width) {
+          float value[OCTETS], other[OCTETS];
+          octet_of(call, x, weight, totals[thread], tile, c, row, column, value);
+          if constexpr (gated) {
+            octet_of(call, x, up, others[thread], tile, c, row, column, other);
+          }
+          store_eight(row, column, value, other);
+        }
+      }
+    }
+  });
+}
+
 template <int weight_bits, bool channel, bool gated, int rows, int warps>
 __global__ void __launch_bounds__(32 * warps)
     tensor_core_product(Linear call, Rounded x, LinearWeight weight, LinearWeight up,
@@ -380,35 +423,7 @@ __global__ void __launch_bounds__(32 * warps)
   if constexpr (gated) {
     tile_product<Tile, weight_bits, channel>(call, x, up, part, stages, others);
   }
-  each_thread<Tile::threads>([&](int thread) {
-    DQX_UNROLL
-    for (int tile = 0; tile < Tile::row_tiles; ++tile) {
-      DQX_UNROLL
-      for (int c = 0; c < 4; ++c) {
-        const int64_t row = part.row + row_in_block(thread, tile, c);
-        const int column = part.column + column_in_block(thread, c, 0);
-        if (row >= call.rows || column >= call.width) continue;
-        const int64_t place = row * call.width + column, matrix = call.rows * call.width;
-        const int64_t from = int64_t{blockIdx.z} * (gated ? 2 : 1) * matrix + place;
-        float value[OCTETS];
-        octet_of(call, x, weight, totals[thread], tile, c, row, column, value);
-        if (partial) store_octet(partial, Float::fp32, from, value);
-        if constexpr (gated) {
-          float other[OCTETS];
-          octet_of(call, x, up, others[thread], tile, c, row, column, other);
-          if (partial) store_octet(partial, Float::fp32, from + matrix, other);
-          DQX_UNROLL
-          for (int j = 0; j < OCTETS; ++j) value[j] = silu(value[j]) * other[j];
-        }
-        if (partial) continue;
-        if (bias) {
-          DQX_UNROLL
-          for (int j = 0; j < OCTETS; ++j) value[j] += value_at(bias, call.type, column + j);
-        }
-        store_octet(y, call.type, place, value);
-      }
-    }
-  });
+  store_tile<Tile, channel, gated>(call, x, weight, up, part, bias, y, partial, totals, others);
 }
 
 constexpr int FINISH_THREADS = 256;

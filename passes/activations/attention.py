@@ -4,7 +4,9 @@ Queries and keys get a scale a token and head at run time. Subtracting the mean 
 changes no probability and takes away what makes keys hard to round (SageAttention, arXiv
 2410.02367, section 4.2). Values get scales a channel that all tokens share, found by calibration,
 so that the product with the probabilities can be a product of integers (IA-AQ of DLLMQuant); or one
-a token and head at run time. Probabilities are unsigned; a static grid ends at 1.
+a token and head at run time. Probabilities are unsigned. Their grid ends at the largest of a row,
+and codes are divided by their sum, as a product of integers can have it: exp(s − max s) is rounded
+before anything is divided. A static grid ends at 1.
 """
 
 from dataclasses import dataclass
@@ -26,23 +28,37 @@ class AttentionGrid:
     k_bits: int = FLOAT
     v_bits: int = FLOAT
     p_bits: int = FLOAT
-    p_scale: Literal["static", "row"] = "static"
+    p_scale: Literal["static", "row"] = "row"
     key_mean: bool = True  # subtract the mean of the keys that all see before rounding
     rotation: Tensor | None = None  # (K, K) orthogonal, on queries and keys behind the positions
     v_scale: Tensor | None = None  # (kv heads, K) fp32 > 0; None: a scale a token and head
     v_zero: Tensor | None = None  # (kv heads, K) fp32 whole numbers: the code of the value 0
+    k_mean: Tensor | None = None  # (kv heads, K) fp32: a calibrated one in the place of that mean
 
     @property
     def is_float(self) -> bool:
         """Whether nothing is rounded."""
         return min(self.q_bits, self.k_bits, self.v_bits, self.p_bits) == FLOAT
 
+    @property
+    def keeps_codes(self) -> bool:
+        """Whether a cache can hold the codes that attention computes with.
+
+        Then codes of a key and a value depend on nothing but these: the mean key is calibrated, and
+        so are the scales of values.
+        """
+        integers = FLOAT not in (self.q_bits, self.k_bits, self.v_bits, self.p_bits)
+        static = self.k_mean is not None and self.v_scale is not None
+        return integers and static and self.p_scale == "row"
+
 
 def quantize_keys(k: Tensor, visible: Tensor | None, grid: AttentionGrid) -> Tensor:
     """Keys (B, H, S, K) rounded and back, without the mean of those `visible` (B, 1, 1, S)."""
     if grid.k_bits == FLOAT:
         return k
-    if grid.key_mean:
+    if grid.k_mean is not None:
+        k = k - grid.k_mean[:, None]
+    elif grid.key_mean:
         k = k - mean_key(k, visible)
     return round_tokens(k, grid.k_bits)
 
@@ -76,14 +92,18 @@ def quantize_values(v: Tensor, grid: AttentionGrid) -> Tensor:
 
 
 def quantize_probabilities(p: Tensor, grid: AttentionGrid) -> Tensor:
-    """Softmax outputs (..., S) rounded and back: steps of 1 / (2^b - 1), of 1 or the row's top."""
+    """Softmax outputs (..., S) rounded and back.
+
+    "row": to codes in steps of 1 / (2^b - 1) of the row's largest, divided by their sum; "static":
+    in steps of 1 / (2^b - 1) of one, which is nothing at all where many keys get a little each.
+    """
     if grid.p_bits == FLOAT:
         return p
     top = 2**grid.p_bits - 1
     if grid.p_scale == "static":
         return (p * float(top)).round_() * p.new_tensor(1 / top)
-    scale = (p.amax(-1, keepdim=True) * p.new_tensor(1 / top)).clamp_min(LEAST_SCALE)
-    return (p / scale).round_() * scale
+    codes = (p / p.amax(-1, keepdim=True) * float(top)).round_()
+    return codes / codes.sum(-1, keepdim=True)
 
 
 def probabilities(q: Tensor, k: Tensor, allowed: Tensor | None) -> Tensor:
@@ -112,9 +132,23 @@ def quantized_attention(
     query of the canvas sees, be it fed or not; the mean key is theirs, so that rounding does not
     tell a query of keys that it does not see. None: all.
     """
+    q, k, v = rounded_operands(q, k, v, common, grid)
+    return rounded_attention(q, k, v, allowed, grid)
+
+
+def rounded_operands(
+    q: Tensor, k: Tensor, v: Tensor, common: Tensor | None, grid: AttentionGrid
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q (B, H, Q, K), k and v (B, kv heads, S, K), turned and rounded as `grid` says."""
     if grid.rotation is not None:
         q, k = q @ grid.rotation, k @ grid.rotation
     k = quantize_keys(k, common, grid)
-    p = quantize_probabilities(probabilities(round_tokens(q, grid.q_bits), k, allowed), grid)
-    v = quantize_values(v, grid)
+    return round_tokens(q, grid.q_bits), k, quantize_values(v, grid)
+
+
+def rounded_attention(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, grid: AttentionGrid
+) -> Tensor:
+    """`quantized_attention` of operands that are on their grids."""
+    p = quantize_probabilities(probabilities(q, k, allowed), grid)
     return p @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)

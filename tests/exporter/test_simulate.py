@@ -30,12 +30,11 @@ from exporter.operator_use import OperatorUse
 from exporter.progress import Progress
 from exporter.prompts import used_vocabulary
 from exporter.quant_options import QuantOptions
-from exporter.quantize import Quantized, quantize
+from exporter.quantize import Quantized
 from exporter.recipe_names import METHODS, ROUND_INPUTS, UNWEIGHTED
 from exporter.recipes import Recipe, make_recipe
 from exporter.simulate import simulated, turned
 from exporter.tasks import reference_folder
-from exporter.work import open_work
 from ort_ops.build import prebuild
 from ort_ops.linear_w4a8.op import TOPS
 from passes.activations.attention import (
@@ -46,41 +45,14 @@ from passes.activations.attention import (
     round_tokens,
 )
 from passes.activations.grid import fake_quantize
-from passes.base import Alone, LinearGroup
-from passes.calibrate.states import CalibrationSet, State
+from passes.base import LinearGroup
 from passes.transforms.duquant import DuQuant
 from passes.transforms.omniquant import OmniQuant, OmniScale
 from tests.fixtures_lower import TWO_FP32, golden
+from tests.made_up_states import LENGTH, random_ids, run_passes
 
-LENGTH = 12
 EPS = float(np.finfo(np.float32).eps)
 PLAIN = GraphKind(False, False, True)
-
-
-def random_ids(checkpoint: Checkpoint, masked: float, seed: int) -> torch.Tensor:
-    draw = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, checkpoint.spec.vocab_size - 20, (LENGTH,), generator=draw)
-    ids[torch.rand(LENGTH, generator=draw) < masked] = checkpoint.spec.mask_id
-    return ids
-
-
-def calibration(checkpoint: Checkpoint) -> CalibrationSet:
-    """States of all mask ratios, some with padding, of random confidence."""
-    states = []
-    for seed in range(8):
-        ids, draw = random_ids(checkpoint, seed / 8, seed), torch.Generator().manual_seed(seed)
-        valid = torch.arange(LENGTH) >= seed % 3
-        score = torch.rand(LENGTH, generator=draw)
-        is_mask = ids == checkpoint.spec.mask_id
-        states.append(State(ids, is_mask, valid, seed, 0, 0, seed / 8, score, score))
-    return CalibrationSet(states, "made up", {})
-
-
-def run_passes(checkpoint: Checkpoint, recipe: Recipe, folder: Path) -> Quantized | None:
-    model = FloatModel(turned(checkpoint, recipe))
-    states = calibration(checkpoint)
-    with open_work(folder) as work:
-        return quantize(model, "digest", states, recipe, Alone(), work, Progress())
 
 
 @dataclass

@@ -1,17 +1,12 @@
 """Kernels compile for the GPUs of all targets, without warnings, and stay in registers."""
 
-import re
-import shutil
-import subprocess
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
 from ort_ops.build import ROOT
+from tests.cubins import EVERY_GPU, NVCC, SOME_GPUS, Compiler
 
-NVCC = shutil.which("nvcc")
-GPUS = (86, 87, 89, 110, 120)  # SM of RTX 30, Orin, RTX 40, Thor, RTX 50
 # the kernels of a launcher, and the most registers of a thread: an SM has 65536, so that with 128
 # of them 4 blocks of 128 threads share it, and one works while others wait for memory
 LAUNCHERS = {
@@ -21,45 +16,30 @@ LAUNCHERS = {
     "attention/launch.cu": (17, 168),
     "kv_update/launch.cu": (6, 40),
 }
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """What the assembler said of one kernel for one GPU."""
-
-    name: str
-    gpu: int
-    registers: int
-    spilled: int  # bytes
-    stack: int  # bytes: arrays that are not in registers
-
-
-def assembled(launcher: str, folder: Path) -> list[Kernel]:
-    """All kernels of a launcher for all GPUs."""
-    assert NVCC is not None
-    versions = [f"-gencode=arch=compute_{gpu},code=sm_{gpu}" for gpu in GPUS]
-    options = ["-std=c++17", "-Xptxas=-v", "-Werror=all-warnings", "--threads=2", "-c"]
-    done = subprocess.run(
-        [NVCC, *options, *versions, "-o", str(folder / "launch.o"), str(ROOT / launcher)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    pattern = re.compile(
-        r"Compiling entry function '(\w+)' for 'sm_(\d+)\w*'.*?(\d+) bytes stack frame, "
-        r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
-        re.DOTALL,
-    )
-    return [
-        Kernel(name, int(gpu), int(registers), int(stores) + int(loads), int(stack))
-        for name, gpu, stack, stores, loads, registers in pattern.findall(done.stderr)
-    ]
+GPUS = pytest.mark.parametrize(
+    "gpus",
+    [
+        pytest.param(SOME_GPUS, id="some"),
+        pytest.param(EVERY_GPU, id="all", marks=pytest.mark.cuda_compile),
+    ],
+)
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")
+@GPUS
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_kernels_stay_in_registers(launcher: str, tmp_path: Path) -> None:
+def test_kernels_stay_in_registers(compiler: Compiler, launcher: str, gpus: Sequence[int]) -> None:
     count, most = LAUNCHERS[launcher]
-    kernels = assembled(launcher, tmp_path)
-    assert sorted(kernel.gpu for kernel in kernels) == sorted(GPUS * count)
+    kernels = compiler(launcher, gpus).kernels
+    assert sorted(kernel.gpu for kernel in kernels) == sorted([*gpus] * count)
     wrong = [k for k in kernels if k.spilled or k.stack or k.registers > most]
     assert not wrong
+
+
+def test_no_launcher_is_forgotten() -> None:
+    sources = {
+        path.relative_to(ROOT).as_posix()
+        for path in ROOT.rglob("*.cu")
+        if "launch<" in path.read_text()
+    }
+    assert sources == set(LAUNCHERS)

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(host_compiler() is None, reason="no g++")
 SOURCES = (*kernel_sources("attention"), "launch_attention.cc")
 WIDTHS = (1, 4, 16, 20, 32, 63, 64, 65, 80, 96, 112, 128, 144, 200, 256)
 KERNELS = pytest.mark.parametrize("width", [20, 32], ids=["plain", "tensor cores"])
+PRODUCTS = pytest.mark.parametrize("floats", [False, True], ids=["codes", "floats"])
 MOST_WIDTH = 256
 INVALID_VALUE = 1  # cudaErrorInvalidValue
 TOPS = st.builds(
@@ -92,7 +93,13 @@ def cases(draw: st.DrawFn) -> AttentionCase:
         width=draw(st.sampled_from(WIDTHS)),
     )
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    return random_case(rng, shape, draw(TOPS), draw(st.booleans()))
+    case = random_case(rng, shape, draw(TOPS), draw(st.booleans()))
+    return with_floats(case) if draw(st.booleans()) else case
+
+
+def with_floats(case: AttentionCase) -> AttentionCase:
+    """Probabilities and values without codes."""
+    return replace(case, tops=replace(case.tops, v=0, p=0))
 
 
 @settings(max_examples=100)
@@ -104,7 +111,9 @@ def test_it_is_the_reference(launched: Launched, case: AttentionCase) -> None:
 SHAPE = AttentionShape(rows=2, queries=37, keys=90, heads=6, kv_heads=2, width=32)
 
 
-def some_case(seed: int = 0, half: bool = False, **sizes: int) -> AttentionCase:
+def some_case(
+    seed: int = 0, half: bool = False, floats: bool = False, **sizes: int
+) -> AttentionCase:
     """All see all but the last ten keys, which are not common either."""
     rng = np.random.default_rng(seed)
     case = random_case(rng, replace(SHAPE, **sizes), AttentionTops(), half)
@@ -112,7 +121,8 @@ def some_case(seed: int = 0, half: bool = False, **sizes: int) -> AttentionCase:
     visible[..., -10:] = False
     common[:] = False
     common[:, :64] = True
-    return replace(case, visible=visible, common=common)
+    case = replace(case, visible=visible, common=common)
+    return with_floats(case) if floats else case
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -139,11 +149,12 @@ def test_any_mean_key(launched: Launched) -> None:
 
 
 @KERNELS
+@PRODUCTS
 @pytest.mark.parametrize("half", [False, True])
 def test_queries_do_not_depend_on_their_neighbours(
-    launched: Launched, width: int, half: bool
+    launched: Launched, width: int, half: bool, floats: bool
 ) -> None:
-    case = some_case(half=half, width=width)
+    case = some_case(half=half, floats=floats, width=width)
     together = output(launched, case)
     for row, query in ((0, 0), (1, 36), (1, 32)):
         alone = replace(
@@ -158,17 +169,40 @@ def test_queries_do_not_depend_on_their_neighbours(
 
 
 @KERNELS
-def test_what_is_hidden_does_not_count(launched: Launched, width: int) -> None:
-    case = some_case(width=width)
+@PRODUCTS
+def test_the_number_of_parts_of_the_keys(launched: Launched, width: int, floats: bool) -> None:
+    """A sequence alone is done in parts, among 12 others it is not: codes have the same sums."""
+    case = some_case(floats=floats, width=width, rows=1, keys=600)
+    many = replace(
+        case,
+        q=np.repeat(case.q, 12, 0), k=np.repeat(case.k, 12, 0), v=np.repeat(case.v, 12, 0),
+        visible=np.repeat(case.visible, 12, 0), common=np.repeat(case.common, 12, 0),
+    )  # fmt: skip
+    y, alone = output(launched, many), output(launched, case)
+    assert (y == y[:1]).all()
+    assert_right(case, alone)
+    if floats:
+        assert_right(case, y[:1])
+    else:
+        np.testing.assert_array_equal(y[:1], alone)
+
+
+@KERNELS
+@PRODUCTS
+def test_what_is_hidden_does_not_count(launched: Launched, width: int, floats: bool) -> None:
+    case = some_case(floats=floats, width=width)
     other = replace(case, k=case.k.copy(), v=case.v.copy())
     other.k[:, :, -10:], other.v[:, :, -10:] = 1e4, -np.inf
     np.testing.assert_array_equal(output(launched, other), output(launched, case))
 
 
 @KERNELS
-def test_tiles_that_nobody_sees_do_not_count(launched: Launched, width: int) -> None:
+@PRODUCTS
+def test_tiles_that_nobody_sees_do_not_count(
+    launched: Launched, width: int, floats: bool
+) -> None:
     """Of 200 keys 70 to 140 alone are seen, by some queries."""
-    case = some_case(width=width, keys=200)
+    case = some_case(width=width, keys=200, floats=floats)
     case.visible[:] = False
     case.visible[:, :, ::3, 70:140] = True
     case.visible[:, :, 1::3, 5] = True
@@ -180,11 +214,12 @@ def test_tiles_that_nobody_sees_do_not_count(launched: Launched, width: int) -> 
 
 
 @KERNELS
+@PRODUCTS
 @pytest.mark.parametrize("keys", [17, 64, 90])
 def test_a_query_that_sees_nothing_takes_the_mean(
-    launched: Launched, width: int, keys: int
+    launched: Launched, width: int, keys: int, floats: bool
 ) -> None:
-    case = some_case(keys=keys, width=width)
+    case = some_case(keys=keys, width=width, floats=floats)
     hidden = replace(case, visible=np.zeros_like(case.visible))
     y = output(launched, hidden)
     assert_right(hidden, y)
@@ -204,14 +239,15 @@ def test_a_query_that_sees_nothing_takes_it_of_anything(launched: Launched, widt
 
 
 @KERNELS
+@PRODUCTS
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["k", "v"])
 def test_not_a_number_reaches_those_who_see_it(
-    launched: Launched, width: int, name: str, value: float
+    launched: Launched, width: int, name: str, value: float, floats: bool
 ) -> None:
     """Key 83 of key head 1, which is not common and seen by query 5 alone. (Infinite values are
-    clipped to the last code.)"""
-    case = some_case(width=width)
+    clipped to the last code, or to the last half.)"""
+    case = some_case(width=width, floats=floats)
     case.visible[0, 0, 5, 83] = True
     whole = output(launched, case)
     broken = replace(case, k=case.k.copy(), v=case.v.copy())
@@ -243,8 +279,7 @@ def test_a_query_that_is_not_a_number_stays_alone(
 def test_without_common_keys_there_is_no_mean(launched: Launched, width: int) -> None:
     case = some_case(width=width)
     case.common[1] = False
-    y = output(launched, case)
-    assert np.isnan(y[1]).all() and not np.isnan(y[0]).any()
+    assert_right(case, output(launched, case))
 
 
 @KERNELS
@@ -287,6 +322,9 @@ def test_what_is_refused(launched: Launched) -> None:
         common=none.common[:, :0],
     )  # fmt: skip
     assert run(launched, empty)[0] == INVALID_VALUE
+    tops = (127, 127, 255, 255)  # 33,026 products of 255 · 255 are more than 2^31
+    long = Call(1, 1, 1, 1, 33026, 32, *tops, 0)
+    assert launched.library.launch(ctypes.byref(long), *[None] * 9) == INVALID_VALUE
 
 
 def test_no_queries_are_no_work(launched: Launched) -> None:

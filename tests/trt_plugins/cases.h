@@ -41,8 +41,8 @@ struct Case {
   std::string plugin;
   std::vector<Attribute> attributes;
   std::vector<Tensor> inputs;
-  Tensor output;
-  bool in_place = false;
+  std::vector<Tensor> outputs;
+  std::vector<int> in_place;  // of each output an input whose memory it has, -1: none
 };
 
 inline Tensor read_tensor(std::istream& line) {
@@ -94,9 +94,9 @@ inline std::vector<Case> read_cases(std::istream& text) {
     } else if (word == "input") {
       next.inputs.push_back(read_tensor(line));
     } else if (word == "output") {
-      next.output = read_tensor(line);
+      next.outputs.push_back(read_tensor(line));
     } else if (word == "in_place") {
-      next.in_place = true;
+      for (int input = 0; line >> input;) next.in_place.push_back(input);
     } else if (word == "end") {
       cases.push_back(next);
       next = Case();

@@ -6,8 +6,8 @@
 //   plugin NAME
 //   integer NAME VALUE        an attribute of 32 bits; `long`: of 64; `number`: a float
 //   input TYPE FILE SIZES     row-major; "~4": 4, not known before the engine runs
-//   output TYPE FILE SIZES    where y is written; it has to have this type and shape
-//   in_place                  y has the memory of input 0
+//   output TYPE FILE SIZES    where it is written; it has to have this type and shape
+//   in_place INPUTS           of each output the input whose memory it has, -1: its own
 //   end
 // Prints "log: TEXT" for what is logged and, for each case, "ok" or "refused: BY WHAT".
 #include <NvInferRuntime.h>
@@ -49,11 +49,11 @@ PluginTensorDesc description(const Tensor& tensor) {
   return desc;
 }
 
-// Inputs and y, with the shapes of the call as the largest of the profile.
+// Inputs and outputs, with the shapes of the call as the largest of the profile.
 std::vector<DynamicPluginTensorDesc> range(const Case& test) {
   std::vector<DynamicPluginTensorDesc> tensors;
   std::vector<Tensor> all = test.inputs;
-  all.push_back(test.output);
+  all.insert(all.end(), test.outputs.begin(), test.outputs.end());
   for (const Tensor& tensor : all) {
     DynamicPluginTensorDesc range{description(tensor), tensor.dims, tensor.dims, tensor.dims};
     for (int axis = 0; axis < tensor.dims.nbDims; ++axis) {
@@ -95,8 +95,9 @@ std::vector<Attribute> serialized(IPluginV3& plugin) {
 // What is refused when the graph is parsed; null: nothing.
 const char* parse(IPluginV3& plugin, const Case& test) {
   auto& build = capability<IPluginV3OneBuild>(plugin, PluginCapabilityType::kBUILD);
-  REQUIRE(build.getNbOutputs() == 1);
   const auto count = static_cast<int32_t>(test.inputs.size());
+  const auto made = static_cast<int32_t>(test.outputs.size());
+  REQUIRE(build.getNbOutputs() == made);
   std::vector<DataType> types;
   std::vector<DimsExprs> shapes;
   std::vector<std::unique_ptr<Size>> sizes;
@@ -110,17 +111,23 @@ const char* parse(IPluginV3& plugin, const Case& test) {
     }
     shapes.push_back(shape);
   }
-  DataType type{};
-  if (build.getOutputDataTypes(&type, 1, types.data(), count)) return "getOutputDataTypes";
-  REQUIRE(type == test.output.type);
-  DimsExprs shape{};
+  std::vector<DataType> out_types(test.outputs.size());
+  std::vector<DimsExprs> out_shapes(test.outputs.size());
+  if (build.getOutputDataTypes(out_types.data(), made, types.data(), count)) {
+    return "getOutputDataTypes";
+  }
   SizeBuilder builder;
-  if (build.getOutputShapes(shapes.data(), count, nullptr, 0, &shape, 1, builder)) {
+  if (build.getOutputShapes(shapes.data(), count, nullptr, 0, out_shapes.data(), made, builder)) {
     return "getOutputShapes";
   }
-  REQUIRE(shape.nbDims == test.output.dims.nbDims);
-  for (int axis = 0; axis < shape.nbDims; ++axis) {
-    REQUIRE(static_cast<const Size*>(shape.d[axis])->inside.value == test.output.dims.d[axis]);
+  for (size_t i = 0; i < test.outputs.size(); ++i) {
+    const Tensor& wanted = test.outputs[i];
+    REQUIRE(out_types[i] == wanted.type);
+    REQUIRE(out_shapes[i].nbDims == wanted.dims.nbDims);
+    for (int axis = 0; axis < wanted.dims.nbDims; ++axis) {
+      const auto* size = static_cast<const Size*>(out_shapes[i].d[axis]);
+      REQUIRE(size->inside.value == wanted.dims.d[axis]);
+    }
   }
   return nullptr;
 }
@@ -130,16 +137,18 @@ const char* build(IPluginV3& plugin, const Case& test, size_t& room) {
   auto& build = capability<IPluginV3OneBuild>(plugin, PluginCapabilityType::kBUILD);
   const auto count = static_cast<int32_t>(test.inputs.size());
   std::vector<DynamicPluginTensorDesc> tensors = range(test);
-  for (int32_t place = 0; place <= count; ++place) {
-    if (!build.supportsFormatCombination(place, tensors.data(), count, 1)) {
+  const auto made = static_cast<int32_t>(test.outputs.size());
+  const DynamicPluginTensorDesc* outputs = tensors.data() + count;
+  for (int32_t place = 0; place < count + made; ++place) {
+    if (!build.supportsFormatCombination(place, tensors.data(), count, made)) {
       return "supportsFormatCombination";
     }
     auto vectors = tensors;
     vectors[static_cast<size_t>(place)].desc.format = TensorFormat::kCHW4;
-    REQUIRE(!build.supportsFormatCombination(place, vectors.data(), count, 1));
+    REQUIRE(!build.supportsFormatCombination(place, vectors.data(), count, made));
   }
-  if (build.configurePlugin(tensors.data(), count, &tensors.back(), 1)) return "configurePlugin";
-  room = build.getWorkspaceSize(tensors.data(), count, &tensors.back(), 1);
+  if (build.configurePlugin(tensors.data(), count, outputs, made)) return "configurePlugin";
+  room = build.getWorkspaceSize(tensors.data(), count, outputs, made);
   auto larger = tensors;
   for (int32_t i = 0; i < count; ++i) {
     const auto place = static_cast<size_t>(i);
@@ -147,17 +156,17 @@ const char* build(IPluginV3& plugin, const Case& test, size_t& room) {
       larger[place].max.d[axis] += 3 * test.inputs[place].variable[axis];
     }
   }
-  REQUIRE(build.getWorkspaceSize(larger.data(), count, &larger.back(), 1) >= room);
+  REQUIRE(build.getWorkspaceSize(larger.data(), count, outputs, made) >= room);
   const bool aliases = build.getInterfaceInfo().major == 2;
-  REQUIRE(aliases || !test.in_place);
-  if (aliases) {
+  REQUIRE(aliases || test.in_place.empty());
+  for (int32_t output = 0; output < static_cast<int32_t>(test.in_place.size()); ++output) {
     auto& version = static_cast<IPluginV3OneBuildV2&>(build);
-    REQUIRE(version.getAliasedInput(0) == 0);
+    REQUIRE(version.getAliasedInput(output) == test.in_place[static_cast<size_t>(output)]);
   }
   return nullptr;
 }
 
-// Runs a context's plugin and writes y; what is refused.
+// Runs a context's plugin and writes the outputs; what is refused.
 const char* run(IPluginV3& plugin, const Case& test, size_t room) {
   auto& runtime = capability<IPluginV3OneRuntime>(plugin, PluginCapabilityType::kRUNTIME);
   const auto count = static_cast<int32_t>(test.inputs.size());
@@ -170,18 +179,33 @@ const char* run(IPluginV3& plugin, const Case& test, size_t room) {
   const std::vector<Bytes> before = contents;
   std::vector<const void*> pointers;
   for (const Bytes& content : contents) pointers.push_back(content.data());
-  const PluginTensorDesc out = description(test.output);
-  if (runtime.onShapeChange(descs.data(), count, &out, 1)) return "onShapeChange";
-  Bytes y(test.output.bytes(), '\xa5'), workspace(room, '\xa5');
-  void* output = test.in_place ? contents[0].data() : y.data();
-  if (runtime.enqueue(descs.data(), &out, pointers.data(), &output, workspace.data(), nullptr)) {
+  std::vector<PluginTensorDesc> out;
+  std::vector<Bytes> own;
+  std::vector<void*> outputs;
+  std::vector<bool> written(contents.size(), false);
+  for (const Tensor& tensor : test.outputs) {
+    out.push_back(description(tensor));
+    own.emplace_back(tensor.bytes(), '\xa5');
+  }
+  for (size_t i = 0; i < own.size(); ++i) {
+    const int input = test.in_place.empty() ? -1 : test.in_place[i];
+    outputs.push_back(input < 0 ? own[i].data() : contents[static_cast<size_t>(input)].data());
+    if (input >= 0) written[static_cast<size_t>(input)] = true;
+  }
+  const auto made = static_cast<int32_t>(out.size());
+  if (runtime.onShapeChange(descs.data(), count, out.data(), made)) return "onShapeChange";
+  Bytes workspace(room, '\xa5');
+  if (runtime.enqueue(descs.data(), out.data(), pointers.data(), outputs.data(), workspace.data(),
+                      nullptr)) {
     return "enqueue";
   }
   for (size_t i = 0; i < contents.size(); ++i) {
-    REQUIRE((test.in_place && i == 0) || contents[i] == before[i]);
+    REQUIRE(written[i] || contents[i] == before[i]);
   }
-  std::ofstream(test.output.file, std::ios::binary)
-      .write(static_cast<const char*>(output), static_cast<std::streamsize>(y.size()));
+  for (size_t i = 0; i < own.size(); ++i) {
+    std::ofstream(test.outputs[i].file, std::ios::binary)
+        .write(static_cast<const char*>(outputs[i]), static_cast<std::streamsize>(own[i].size()));
+  }
   return nullptr;
 }
 

@@ -23,7 +23,7 @@ def drawn(seed: int) -> tuple[PluginCase, npt.NDArray[Any]]:
     fresh = rng.integers(-99, 100, (batch, heads, fed, width)).astype(dtype)
     start = rng.integers(0, capacity - fed + 1, batch)
     inputs = [Given(cache, variable=1), Given(fresh, variable=3), Given(start, variable=1)]
-    case = PluginCase(NAME, inputs, cache.shape, dtype, in_place=bool(seed // 3 % 2))
+    case = PluginCase(NAME, inputs, cache.shape, dtype, in_place=[0] * (seed // 3 % 2))
     return case, reference(cache, fresh, start)
 
 
@@ -35,7 +35,7 @@ def test_it_writes_what_is_fed_and_keeps_the_rest(harness: Harness, tmp_path: Pa
 
 
 def test_what_does_not_fit_is_refused_with_a_reason(harness: Harness, tmp_path: Path) -> None:
-    case = replace(drawn(0)[0], in_place=False)
+    case = replace(drawn(0)[0], in_place=())
     cache = Given(np.zeros((2, 3, 8, 4), np.float16))
     fresh, start = Given(np.zeros((2, 3, 1, 4), np.float16)), Given(np.zeros(2, np.int64))
     wide, one = Given(np.zeros((2, 3, 1, 5), np.float16)), Given(np.zeros(1, np.int64))

@@ -2,6 +2,7 @@
 #include "ort_ops/attention/launch.h"
 
 #include "trt_plugins/library/creators.h"
+#include "trt_plugins/library/shapes.h"
 
 namespace dqx {
 namespace {
@@ -15,7 +16,8 @@ struct AttentionKind {
 
 struct AttentionNode {
   using Kind = AttentionKind;
-  using Build = nvinfer1::IPluginV3OneBuild;
+  using Build = dqx::Build;
+  static constexpr int32_t LIKE[] = {0};
 
   Kind kind;
   int32_t heads = 0, kv_heads = 0;
@@ -64,24 +66,24 @@ struct AttentionNode {
     expect("v", v, {4, {rows, kv_heads, keys, width}});
     expect("visible", inputs[VISIBLE], {4, {rows, 1, queries, keys}});
     expect("common", inputs[COMMON], {2, {rows, keys}});
-    check_channels("v_scale", inputs[V_SCALE], width);
-    check_channels("v_zero", inputs[V_ZERO], width);
+    expect_channels("v_scale", inputs[V_SCALE], kv_heads, width);
+    expect_channels("v_zero", inputs[V_ZERO], kv_heads, width);
   }
 
-  void set_shape(const nvinfer1::DimsExprs* inputs, nvinfer1::DimsExprs& y) const {
-    y = inputs[Q];
+  void set_shapes(const nvinfer1::DimsExprs* inputs, nvinfer1::DimsExprs* outputs) const {
+    outputs[0] = inputs[Q];
   }
 
   size_t workspace(const nvinfer1::PluginTensorDesc* inputs) const {
     return attention_workspace(call(inputs));
   }
 
-  int run(const nvinfer1::PluginTensorDesc* inputs, const void* const* tensors, void* y,
-          void* workspace, Stream stream) const {
+  int run(const nvinfer1::PluginTensorDesc* inputs, const void* const* tensors,
+          void* const* outputs, void* workspace, Stream stream) const {
     return launch_attention(call(inputs), tensors[Q], tensors[K], tensors[V],
                             static_cast<const bool*>(tensors[VISIBLE]),
                             static_cast<const bool*>(tensors[COMMON]), tensors[V_SCALE],
-                            tensors[V_ZERO], y, workspace, stream);
+                            tensors[V_ZERO], outputs[0], workspace, stream);
   }
 
  private:
@@ -89,30 +91,6 @@ struct AttentionNode {
 
   static void check_top(const char* name, int32_t top, int32_t most) {
     if (top < 1 || top > most) refuse("%s = %d has to be between 1 and %d", name, top, most);
-  }
-
-  static bool same(int64_t a, int64_t b) { return a < 0 || b < 0 || a == b; }
-
-  static void expect(const char* name, const Dims& shape, const Dims& wanted) {
-    bool fits = shape.nbDims == wanted.nbDims;
-    for (int axis = 0; fits && axis < shape.nbDims; ++axis) {
-      fits = same(shape.d[axis], wanted.d[axis]);
-    }
-    if (!fits) {
-      refuse("%s %s has to be %s", name, text_of(shape).c_str(), text_of(wanted).c_str());
-    }
-  }
-
-  // Scales and zeros may have any axes, as they broadcast: their order is the same.
-  void check_channels(const char* name, const Dims& shape, int64_t width) const {
-    int64_t count = 1;
-    for (int axis = 0; axis < shape.nbDims; ++axis) {
-      count = count < 0 || shape.d[axis] < 0 ? -1 : count * shape.d[axis];
-    }
-    if (!same(count, width < 0 ? -1 : kv_heads * width)) {
-      refuse("%s %s has to have a number for each channel of %d heads of %lld", name,
-             text_of(shape).c_str(), kv_heads, static_cast<long long>(width));
-    }
   }
 
   Attention call(const nvinfer1::PluginTensorDesc* inputs) const {

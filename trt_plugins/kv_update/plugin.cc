@@ -2,6 +2,7 @@
 #include "ort_ops/kv_update/launch.h"
 
 #include "trt_plugins/library/creators.h"
+#include "trt_plugins/library/shapes.h"
 
 namespace dqx {
 namespace {
@@ -15,7 +16,8 @@ struct KvKind {
 
 struct KvNode {
   using Kind = KvKind;
-  using Build = dqx::BuildInPlace;
+  using Build = dqx::BuildInPlace<0>;
+  static constexpr int32_t LIKE[] = {0};
 
   Kind kind;
 
@@ -41,14 +43,14 @@ struct KvNode {
     }
   }
 
-  void set_shape(const nvinfer1::DimsExprs* inputs, nvinfer1::DimsExprs& y) const {
-    y = inputs[CACHE];
+  void set_shapes(const nvinfer1::DimsExprs* inputs, nvinfer1::DimsExprs* outputs) const {
+    outputs[0] = inputs[CACHE];
   }
 
   size_t workspace(const nvinfer1::PluginTensorDesc*) const { return 0; }
 
-  int run(const nvinfer1::PluginTensorDesc* inputs, const void* const* tensors, void* y, void*,
-          Stream stream) const {
+  int run(const nvinfer1::PluginTensorDesc* inputs, const void* const* tensors,
+          void* const* outputs, void*, Stream stream) const {
     const Dims& cache = inputs[CACHE].dims;
     KvUpdate call{};
     call.batch = static_cast<int32_t>(cache.d[0]);
@@ -57,13 +59,11 @@ struct KvNode {
     call.fed = static_cast<int32_t>(inputs[FRESH].dims.d[2]);
     call.bytes = static_cast<int32_t>(cache.d[3]) * size_of(inputs[CACHE].type);
     return launch_kv_update(call, tensors[CACHE], tensors[FRESH],
-                            static_cast<const int64_t*>(tensors[START]), y, stream);
+                            static_cast<const int64_t*>(tensors[START]), outputs[0], stream);
   }
 
  private:
   enum Input { CACHE, FRESH, START };
-
-  static bool same(int64_t a, int64_t b) { return a < 0 || b < 0 || a == b; }
 
   static int32_t size_of(DataType type) {
     return type == DataType::kINT8 ? 1 : type == DataType::kHALF ? 2 : 4;

@@ -2,20 +2,22 @@
 //
 // What differs from operator to operator is a Node, a struct that is copied freely:
 //   using Kind = …;                      // tells operators of one Node apart; has `name`
-//   using Build = dqx::Build;            // or BuildInPlace, where y takes the memory of input 0
+//   using Build = dqx::Build;            // or BuildInPlace, where outputs take memory of inputs
+//   static constexpr int32_t LIKE[];     // of each output: an input that has its type
 //   Kind kind;                           // the first member; attributes follow
 //   void attributes(const Visit&);       // a template; see fields.h
 //   void check_attributes() const;       // refuses values that no node may have
 //   int inputs() const;                  // how many there are
-//   bool takes(int place, const DataType* types) const;  // of inputs and y up to `place`
+//   bool takes(int place, const DataType* types) const;  // of inputs up to `place`
 //   void check(const Dims* inputs) const;                // refuses shapes; -1: not known yet
-//   void set_shape(const DimsExprs* inputs, DimsExprs& y) const;
+//   void set_shapes(const DimsExprs* inputs, DimsExprs* outputs) const;
 //   size_t workspace(const PluginTensorDesc* inputs) const;  // bytes
-//   int run(const PluginTensorDesc* inputs, const void* const* tensors, void* y, void* workspace,
-//           Stream stream) const;        // what a launcher returns
-// There is one output, y, of the type of input 0. All tensors are row-major.
+//   int run(const PluginTensorDesc* inputs, const void* const* tensors, void* const* outputs,
+//           void* workspace, Stream stream) const;  // what a launcher returns
+// All tensors are row-major.
 #pragma once
 
+#include <iterator>
 #include <new>
 #include <vector>
 
@@ -36,9 +38,14 @@ inline bool is_float(nvinfer1::DataType type) {
 
 using Build = nvinfer1::IPluginV3OneBuild;
 
-// The builder refuses it unless the preview feature for aliased tensors is on.
+// Of each output the input whose memory it takes, -1: none. The builder refuses it unless the
+// preview feature for aliased tensors is on.
+template <int32_t... inputs>
 struct BuildInPlace : nvinfer1::IPluginV3OneBuildV2 {
-  int32_t getAliasedInput(int32_t) noexcept override { return 0; }
+  int32_t getAliasedInput(int32_t output) noexcept override {
+    constexpr int32_t OF[] = {inputs...};
+    return OF[output];
+  }
 };
 
 template <class Node>
@@ -68,7 +75,7 @@ class Plugin final : public nvinfer1::IPluginV3,
   const char* getPluginVersion() const noexcept override { return VERSION; }
   const char* getPluginNamespace() const noexcept override { return NAMESPACE; }
 
-  int32_t getNbOutputs() const noexcept override { return 1; }
+  int32_t getNbOutputs() const noexcept override { return OUTPUTS; }
 
   int32_t getOutputDataTypes(nvinfer1::DataType* outputs, int32_t, const nvinfer1::DataType* inputs,
                              int32_t count) const noexcept override {
@@ -79,7 +86,7 @@ class Plugin final : public nvinfer1::IPluginV3,
           refuse("input %d is not to be %s", place, name_of(inputs[place]));
         }
       }
-      outputs[0] = inputs[0];
+      for (int32_t i = 0; i < OUTPUTS; ++i) outputs[i] = inputs[Node::LIKE[i]];
     });
   }
 
@@ -91,7 +98,7 @@ class Plugin final : public nvinfer1::IPluginV3,
       std::vector<nvinfer1::Dims> shapes(static_cast<size_t>(count));
       for (size_t i = 0; i < shapes.size(); ++i) shapes[i] = known(inputs[i]);
       node_.check(shapes.data());
-      node_.set_shape(inputs, outputs[0]);
+      node_.set_shapes(inputs, outputs);
     });
   }
 
@@ -99,8 +106,10 @@ class Plugin final : public nvinfer1::IPluginV3,
                                  int32_t, int32_t) noexcept override {
     std::vector<nvinfer1::DataType> types;
     for (int32_t i = 0; i <= place; ++i) types.push_back(tensors[i].desc.type);
-    return tensors[place].desc.format == nvinfer1::TensorFormat::kLINEAR &&
-           node_.takes(place, types.data());
+    const int32_t output = place - node_.inputs();
+    const bool fits = output < 0 ? node_.takes(place, types.data())
+                                 : types.back() == types[static_cast<size_t>(Node::LIKE[output])];
+    return fits && tensors[place].desc.format == nvinfer1::TensorFormat::kLINEAR;
   }
 
   int32_t configurePlugin(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t count,
@@ -128,7 +137,7 @@ class Plugin final : public nvinfer1::IPluginV3,
   int32_t enqueue(const nvinfer1::PluginTensorDesc* inputs, const nvinfer1::PluginTensorDesc*,
                   const void* const* tensors, void* const* outputs, void* workspace,
                   cudaStream_t stream) noexcept override {
-    const int error = node_.run(inputs, tensors, outputs[0], workspace, stream);
+    const int error = node_.run(inputs, tensors, outputs, workspace, stream);
     if (!error) return 0;
     return guarded(node_.kind.name, [&] { refuse("CUDA error %d at the launch", error); });
   }
@@ -145,6 +154,8 @@ class Plugin final : public nvinfer1::IPluginV3,
   }
 
  private:
+  static constexpr auto OUTPUTS = static_cast<int32_t>(std::size(Node::LIKE));
+
   void check_count(int32_t count) const {
     if (count != node_.inputs()) refuse("%d inputs, not %d", node_.inputs(), count);
   }

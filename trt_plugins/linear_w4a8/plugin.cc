@@ -24,6 +24,7 @@ constexpr int64_t MOST_INPUTS = (int64_t{1} << 31) / (128 * 128) - 1;  // of an 
 struct LinearNode {
   using Kind = LinearKind;
   using Build = dqx::Build;
+  static constexpr int32_t LIKE[] = {0};
 
   Kind kind;
   int32_t group = 0, activation_group = 0;
@@ -65,7 +66,8 @@ struct LinearNode {
     for (int place = 1; place < this->inputs(); ++place) check_part(place, inputs[place], codes);
   }
 
-  void set_shape(const nvinfer1::DimsExprs* inputs, nvinfer1::DimsExprs& y) const {
+  void set_shapes(const nvinfer1::DimsExprs* inputs, nvinfer1::DimsExprs* outputs) const {
+    nvinfer1::DimsExprs& y = outputs[0];
     y = inputs[0];
     y.d[y.nbDims - 1] = inputs[FIRST_CODES].d[1];
   }
@@ -74,15 +76,15 @@ struct LinearNode {
     return linear_workspace(call(inputs));
   }
 
-  int run(const nvinfer1::PluginTensorDesc* inputs, const void* const* tensors, void* y,
-          void* workspace, Stream stream) const {
+  int run(const nvinfer1::PluginTensorDesc* inputs, const void* const* tensors,
+          void* const* outputs, void* workspace, Stream stream) const {
     LinearWeight weight[2] = {};
     for (int i = 0; i < weights(); ++i) {
       const void* const* part = tensors + FIRST_CODES + i * parts();
       weight[i] = {part[0], part[1], stepped() ? static_cast<const int8_t*>(part[2]) : nullptr};
     }
     const void* bias = kind.gated ? nullptr : tensors[this->inputs() - 1];
-    return launch_linear(call(inputs), tensors[0], weight, bias, y, workspace, stream);
+    return launch_linear(call(inputs), tensors[0], weight, bias, outputs[0], workspace, stream);
   }
 
  private:

@@ -1,6 +1,6 @@
 // What attention computes, in plain loops: the integers of keys and values, and outputs within the
 // roundings that there are. An interval for every probability tells which codes it may get; where
-// that is one alone, as nearly everywhere, three roundings are all that is left.
+// that is one alone, as nearly everywhere, four roundings are all that is left.
 #pragma once
 
 #include "forms.h"
@@ -42,9 +42,9 @@ Head expected_head(const Case& c, int64_t index) {
   const AttentionCall& call = c.call;
   const int64_t width = call.form.width;
   const bool* common = call.common + index / call.form.kv_heads * call.keys;
-  const float share = 1.0f / static_cast<float>(std::count(common, common + call.keys, true));
-  // infinite without common keys: then there is no mean
-  std::vector<float> mean(static_cast<size_t>(width), std::isfinite(share) ? 0.0f : NAN);
+  const auto count = std::max<int64_t>(std::count(common, common + call.keys, true), 1);
+  const float share = 1.0f / static_cast<float>(count);
+  std::vector<float> mean(static_cast<size_t>(width), 0.0f);  // it stays so without common keys
   const auto at = [&](int64_t s, int64_t n) {
     return static_cast<size_t>((index * call.keys + s) * width + n);
   };
@@ -87,8 +87,8 @@ struct Codes {
 };
 
 // Scores: the scales of key and query, 1 / sqrt(K) and their product are four roundings.
-// exp(): of a difference, itself rounded, within 2 units in the last place, and 0 below e^-87. Then
-// come the sum over sixteen lanes, the quotient, and the product.
+// exp(): of a difference, itself rounded, within 2 units in the last place, and 0 below e^-87; at
+// most 1. Then comes the product with p_top.
 std::vector<Codes> probabilities(const Case& c, const Head& head, const Vector& query,
                                  const bool* visible) {
   const auto keys = static_cast<size_t>(c.call.keys);
@@ -105,7 +105,6 @@ std::vector<Codes> probabilities(const Case& c, const Head& head, const Vector& 
     most_off = std::max(most_off, off[s]);
   }
   std::vector<Codes> found(keys);
-  double low = 0, high = 0;
   for (size_t s = 0; s < keys; ++s) {
     if (blind) {
       found[s] = {1, 1};  // equal scores, of which exp(0) is exact
@@ -114,19 +113,17 @@ std::vector<Codes> probabilities(const Case& c, const Head& head, const Vector& 
       found[s] = {std::exp(x - error) * (1 - 4.1 * U) - 0x1p-125,
                   std::exp(std::min(x + error, 0.0)) * (1 + 4.1 * U) + 0x1p-125};
     }
-    low += std::max(found[s].low, 0.0);
-    high += found[s].high;
   }
-  const double sums = static_cast<double>(keys / 16 + 20) * U, top = c.call.form.p_top;
+  const double top = c.call.form.p_top;
   for (Codes& p : found) {
-    p.low = std::nearbyint(std::max(p.low, 0.0) / high * top * (1 - sums - 2.1 * U));
-    p.high = std::nearbyint(std::min(p.high / low * (1 + sums + 2.1 * U), 1.0) * top);
+    p.low = std::nearbyint(std::max(p.low, 0.0) * top * (1 - 1.1 * U));
+    p.high = std::nearbyint(std::min(p.high * (1 + 1.1 * U), 1.0) * top);
   }
   return found;
 }
 
-// Outputs of one query and head, (width) from `into` on. Sums of codes are exact; p_step, its
-// product and that with the scale of the channel are three roundings.
+// Outputs of one query and head, (width) from `into` on. Sums of codes are exact; the numerator, one
+// over the sum of codes, and two products are four roundings, five where that sum has many bits.
 void expect_query(const Case& c, const Head& head, int64_t row, int64_t head_number, Value* into) {
   const auto& form = c.call.form;
   const auto width = static_cast<size_t>(form.width);
@@ -144,6 +141,11 @@ void expect_query(const Case& c, const Head& head, int64_t row, int64_t head_num
   }
   const std::vector<Codes> p = probabilities(c, head, query, visible);
   const auto channel = static_cast<size_t>(head_number / (form.heads / form.kv_heads)) * width;
+  double sum = 0, sum_off = 0;
+  for (const Codes& each : p) {
+    sum += (each.low + each.high) / 2;
+    sum_off += (each.high - each.low) / 2;
+  }
   for (size_t n = 0; n < width; ++n) {
     Value y{0, 0, false, true};
     for (size_t s = 0; s < p.size(); ++s) {
@@ -152,9 +154,10 @@ void expect_query(const Case& c, const Head& head, int64_t row, int64_t head_num
       y.error += (p[s].high - p[s].low) / 2 * std::fabs(value);
       y.certain = y.certain && p[s].low == p[s].high;
     }
-    const double step = double{c.v_scale[channel + n]} / form.p_top;
-    y.value *= step;
-    y.error = y.error * step * (1 + 4 * U) + 3.01 * U * std::fabs(y.value);
+    const double step = c.v_scale[channel + n];
+    y.value *= step / sum;
+    y.error = (y.error * step + sum_off * std::fabs(y.value)) / (sum - sum_off);
+    y.error = y.error * (1 + 6 * U) + 5.01 * U * std::fabs(y.value);
     into[n] = y;
   }
 }

@@ -92,7 +92,7 @@ def expected(
     y = reference(**x, heads=heads, tops=tops)
     shared = heads // x["k"].shape[1]
     largest = np.abs(x["v"]).max(2).repeat(shared, 1)  # (rows, heads, K)
-    step = largest.reshape(len(y), 1, -1) / tops.p
+    step = largest.reshape(len(y), 1, -1) / max(tops.p, 15)
     return y, step * 2 + 1e-5 * largest.reshape(len(y), 1, -1)
 
 
@@ -135,6 +135,29 @@ def test_agrees_with_the_reference(
     assert near.mean() > 0.95
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_probabilities_may_stay_floats(shape: tuple[int, ...]) -> None:
+    """Of the function body; kernels for CPUs refuse."""
+    rows, queries, keys, heads, kv_heads, width = shape
+    tops = AttentionTops(v=0, p=0)
+    x = feeds(0, rows, queries, keys, heads, kv_heads, width, AttentionTops())
+    (y,) = session(model(heads, kv_heads, width, tops), None).run(None, x)
+    want, bound = expected(x, heads, tops)
+    assert (np.abs(y - want) <= bound).all()
+    with pytest.raises(Exception, match="between 1 and 255"):
+        session(model(heads, kv_heads, width, tops), prebuild())
+
+
+def test_many_small_probabilities_are_not_nothing() -> None:
+    """In steps of 1 / 255 of one, those of 2000 keys that all count alike would be 0."""
+    x = feeds(8, 1, 3, 2000, 2, 1, 16, AttentionTops())
+    x["q"] *= 1e-3
+    y = reference(**x, heads=2, tops=AttentionTops())
+    seen = x["visible"][0, 0] / x["visible"][0, 0].sum(-1, keepdims=True)
+    mean = np.tile(seen @ x["v"][0, 0], 2)[None]  # of both heads
+    assert np.abs(y - mean).max() < x["v_scale"].max() / 2  # a value is half a step off at most
+
+
 def run(library: Path | None, x: dict[str, np.ndarray], threads: int = 1) -> np.ndarray:
     """y for 4 heads of 16 channels, two of them sharing keys and values."""
     found: np.ndarray = session(model(4, 2, 16, AttentionTops()), library, threads).run(None, x)[0]
@@ -162,6 +185,14 @@ def test_a_query_that_sees_nothing_takes_the_mean(library: Path | None) -> None:
     """As a softmax of equal scores does: such rows are padding, and stay finite."""
     x = feeds(3, 1, 5, 12, 4, 2, 16, AttentionTops())
     x["visible"][:, :, 2] = False
+    y = run(library, x)
+    want, bound = expected(x, 4, AttentionTops())
+    assert (np.abs(y - want) <= bound).all()
+
+
+def test_without_common_keys_none_is_taken_off(library: Path | None) -> None:
+    x = feeds(8, 2, 9, 40, 4, 2, 16, AttentionTops())
+    x["common"][1] = False
     y = run(library, x)
     want, bound = expected(x, 4, AttentionTops())
     assert (np.abs(y - want) <= bound).all()

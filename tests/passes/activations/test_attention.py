@@ -151,20 +151,31 @@ def test_values_without_a_scale_get_one_a_token() -> None:
 def test_probabilities_are_unsigned_steps_of_one_or_of_the_row(bits: int) -> None:
     q, k, _ = operands()
     p, top = probabilities(q, k, left_padding()), 2**bits - 1
-    static = quantize_probabilities(p, AttentionGrid(p_bits=bits))
-    row = quantize_probabilities(p, AttentionGrid(p_bits=bits, p_scale="row"))
-    largest = p.amax(-1, keepdim=True)
-    for rounded, step in ((static, torch.ones(1) / top), (row, largest / top)):
-        codes = rounded / step
+    static = quantize_probabilities(p, AttentionGrid(p_bits=bits, p_scale="static"))
+    row = quantize_probabilities(p, AttentionGrid(p_bits=bits))
+    step = row.amax(-1, keepdim=True) / top  # the largest has the last code
+    for rounded, each in ((static, torch.ones(1) / top), (row, step)):
+        codes = rounded / each
         assert ((codes - codes.round()).abs() <= 4 * 256 * 2**-24).all()
         assert codes.min() >= 0
         assert codes.round().max() <= top
-        assert ((rounded - p).abs() <= step * (0.5 + 4 * 256 * 2**-24)).all()
+    assert ((static - p).abs() <= (0.5 + 4 * 256 * 2**-24) / top).all()
+    codes, wanted = row / step, p / p.amax(-1, keepdim=True) * top
+    assert ((codes - wanted).abs() <= 0.5 + 8 * 256 * 2**-24).all()
+    torch.testing.assert_close(row.sum(-1), torch.ones(row.shape[:-1]), rtol=S * 2**-24, atol=0)
     assert (row - p).square().sum() < (static - p).square().sum()
-    torch.testing.assert_close(row.amax(-1, keepdim=True), largest, rtol=4 * 2**-24, atol=0)
-    assert not static[:, :, :, :3].any(), "hidden keys stay at 0"
+    assert not static[:, :, :, :3].any() and not row[:, :, :, :3].any(), "hidden keys stay at 0"
     one_hot = torch.eye(S)
-    assert torch.equal(quantize_probabilities(one_hot, AttentionGrid(p_bits=8)), one_hot)
+    for scale in ("static", "row"):
+        grid = AttentionGrid(p_bits=8, p_scale=scale)
+        assert torch.equal(quantize_probabilities(one_hot, grid), one_hot)
+
+
+def test_many_small_probabilities_are_something() -> None:
+    """1000 keys that get a thousandth each: nothing in steps of 1 / 255 of one."""
+    p = torch.full((1000,), 1e-3)
+    assert not quantize_probabilities(p, AttentionGrid(p_bits=8, p_scale="static")).any()
+    assert torch.equal(quantize_probabilities(p, AttentionGrid(p_bits=8)), p)
 
 
 @pytest.mark.parametrize("grid", EIGHT_BITS)

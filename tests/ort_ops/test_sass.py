@@ -1,0 +1,88 @@
+"""What nvcc makes of kernels for tensor cores: the products that are meant, nothing slow beside."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+
+from tests.cubins import EVERY_GPU, NVCC, SOME_GPUS, Compiler, Listing, disassembler
+from tests.ort_ops.test_cuda_resources import LAUNCHERS
+
+BYTES, UNSIGNED = "IMMA.16832.S8.S8", "IMMA.16832.U8.U8"
+
+
+@dataclass(frozen=True)
+class TensorCores:
+    """Kernels of `source` whose names hold `kernel`, and what each of them multiplies with."""
+
+    source: str
+    kernel: str
+    products: tuple[str, ...]  # beginnings of operations, suffixes included
+    gpus: Sequence[int] = EVERY_GPU
+    copies: str = "LDGSTS"  # cp.async; UTMALDG: by the tensor memory accelerator
+
+    @property
+    def id(self) -> str:
+        return f"{self.source}:{self.kernel}"
+
+
+KERNELS = [
+    TensorCores("linear_w4a8/mma8.cu", "tensor_core_product", (BYTES,)),
+    TensorCores("attention/launch.cu", "attend_on_tensor_cores", (BYTES, UNSIGNED)),
+]
+CASES = [
+    pytest.param(kernels, gpus, id=f"{kernels.id}-{name}", marks=marks)
+    for name, gpus, marks in (("some", SOME_GPUS, ()), ("all", EVERY_GPU, pytest.mark.cuda_compile))
+    for kernels in KERNELS
+    if set(gpus) & set(kernels.gpus)
+]
+pytestmark = [
+    pytest.mark.skipif(NVCC is None, reason="no nvcc"),
+    pytest.mark.skipif(
+        disassembler() is None, reason="no cuobjdump and nvdisasm (CUDA, or the `sass` extra)"
+    ),
+]
+
+
+def listings(compiler: Compiler, kernels: TensorCores, gpus: Sequence[int]) -> list[Listing]:
+    compiled = compiler(kernels.source, gpus)
+    found = [
+        each
+        for each in compiled.listings
+        if kernels.kernel in each.name and each.gpu in kernels.gpus
+    ]
+    assert {each.gpu for each in found} == set(gpus) & set(kernels.gpus)
+    return found
+
+
+@pytest.mark.parametrize(("kernels", "gpus"), CASES)
+def test_products_are_those_of_tensor_cores(
+    compiler: Compiler, kernels: TensorCores, gpus: Sequence[int]
+) -> None:
+    """Operands come by asynchronous copies, and nothing lies in local memory."""
+    for each in listings(compiler, kernels, gpus):
+        missing = [name for name in (*kernels.products, kernels.copies) if not each.uses(name)]
+        assert not missing, f"{each.name} for SM {each.gpu} has no {missing}"
+        local = [name for name in ("LDL", "STL") if each.uses(name)]
+        assert not local, f"{each.name} for SM {each.gpu} has {local}: arrays in local memory"
+
+
+@pytest.mark.parametrize(("kernels", "gpus"), CASES)
+def test_loops_of_products_call_nothing(
+    compiler: Compiler, kernels: TensorCores, gpus: Sequence[int]
+) -> None:
+    """A division by a number that is not known, or an exact quotient of floats, is a call."""
+    for each in listings(compiler, kernels, gpus):
+        loops = each.loops_with(kernels.products[0])
+        assert loops, f"{each.name} for SM {each.gpu} multiplies in no loop"
+        assert not [call for loop in loops for call in loop.calls()], each.name
+
+
+@pytest.mark.parametrize("gpus", [pytest.param(EVERY_GPU, marks=pytest.mark.cuda_compile)])
+def test_no_kernel_is_forgotten(compiler: Compiler, gpus: Sequence[int]) -> None:
+    """What multiplies on tensor cores has a line above."""
+    for launcher in LAUNCHERS:
+        known = [each.kernel for each in KERNELS if each.source == launcher]
+        for each in compiler(launcher, gpus).listings:
+            products = any(each.uses(name) for name in ("IMMA", "HMMA", "BMMA", "IGMMA", "HGMMA"))
+            assert not products or any(name in each.name for name in known), each.name

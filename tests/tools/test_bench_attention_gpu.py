@@ -1,0 +1,82 @@
+"""The table of attention on GPUs, from made-up seconds: nothing here is timed."""
+
+import pytest
+
+from tools.bench_attention_gpu import (
+    BASE,
+    NAMED,
+    SHAPES,
+    Shape,
+    floor,
+    memory,
+    plan,
+    predictions,
+    row_of,
+)
+from tools.gpu_machine import Machine
+
+MACHINE = Machine("made up", bandwidth=1e9, int8=2e12, halves=1e12)
+SHAPE = Shape(batch=2, queries=32, keys=1024, heads=28, kv_heads=4)
+
+
+def test_floors_by_hand() -> None:
+    outside = 2 * 2 * 2 * 32 * 28 * 128  # q and y in two bytes
+    kept = 2 * 4 * 1024  # vectors of keys, and as many of values
+    seen = 2 * 32 * 1024
+    each = 2 * 28 * 32 * 1024 * 128  # multiply-adds of one product
+    wanted = {
+        BASE: (outside + kept * 512, each / 1e12 + each / 1e12),
+        "8 bits": (outside + kept * 512 + seen, each / 2e12 + each / 2e12),
+        "8 bits, P·V in fp16": (outside + kept * 512 + seen, each / 2e12 + each / 1e12),
+        "cache of 8 bits": (outside + kept * 258, each / 2e12 + each / 2e12),
+        "cache of 4 bits": (outside + kept * 130, each / 2e12 + each / 2e12),
+        "cache of 8 bits, P·V in fp16": (outside + kept * 386, each / 2e12 + each / 1e12),
+    }
+    for name, (moved, multiplied) in wanted.items():
+        assert floor(MACHINE, NAMED[name], SHAPE) == pytest.approx((moved / 1e9, multiplied))
+
+
+def test_memory_of_caches() -> None:
+    """A code for each number, and a scale of two bytes a key: about half, and about a quarter."""
+    shares = {row["kept"]: row["of fp16"] for row in memory()}
+    assert shares["fp16"] == 1
+    assert shares["cache of 8 bits"] == pytest.approx(0.5, abs=0.01)
+    assert shares["cache of 4 bits"] == pytest.approx(0.25, abs=0.01)
+    (fp16,) = [row["KiB a token"] for row in memory() if row["kept"] == "fp16"]
+    assert fp16 == 2 * 32 * 32 * 128 * 2 / 1024
+
+
+def test_ratios_are_those_of_the_same_round() -> None:
+    seconds = {BASE: [2.0, 4.0, 9.0], "8 bits": [1.0, 1.0, 3.0]}
+    row = row_of(MACHINE, SHAPE, NAMED["8 bits"], seconds, {"normal": (0.01, 1e-4)})
+    assert row["times flash bf16"] == 3.0
+    assert row["least … most"] == (2.0, 4.0)
+    assert row["error, normal"] == 0.01 and row["1 - cosine, normal"] == 1e-4
+    assert row["error, diffuse rows"] is None
+
+
+def test_without_flash_there_is_no_ratio() -> None:
+    row = row_of(MACHINE, SHAPE, NAMED["8 bits"], {"8 bits": [1.0]}, {})
+    assert row["times flash bf16"] is None and row["µs"] == 1e6
+
+
+def test_shapes_are_all_and_each_once() -> None:
+    assert len(set(SHAPES)) == len({shape.title for shape in SHAPES}) == 5 * 2 * 2 * 2
+    assert {shape.keys for shape in SHAPES} == {256, 512, 1024, 2048, 4096}
+    assert all(shape.queries in (32, shape.keys) for shape in SHAPES)
+
+
+def test_a_plan_holds_ours_alone() -> None:
+    rows = plan(MACHINE, [SHAPE])
+    assert {row["kernel"] for row in rows} == {form.name for form in NAMED.values() if form.ours}
+    by_name = {row["kernel"]: row for row in rows}
+    small, large = by_name["cache of 4 bits"], by_name["8 bits"]
+    assert float(str(small["floor µs"])) <= float(str(large["floor µs"]))
+
+
+def test_boards_are_predicted_at_the_same_share_of_their_floors() -> None:
+    shape = next(shape for shape in SHAPES if shape.batch == 1)
+    rows = [{"shape": shape.title, "kernel": name, "% of floor": 50.0} for name in ("8 bits", BASE)]
+    (found,) = predictions(rows, [MACHINE])
+    least = max(floor(MACHINE, NAMED["8 bits"], shape))
+    assert found["predicted µs"] == pytest.approx(2e6 * least)

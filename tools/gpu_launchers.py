@@ -1,0 +1,89 @@
+"""Our launchers for GPUs as one shared library, and their structures for ctypes."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+from ort_ops.build import ROOT
+
+OPERATORS = ("linear_w4a8", "attention", "cached_attention")
+
+
+class AttentionCall(ctypes.Structure):
+    """`Attention` of attention/launch.h."""
+
+    _fields_ = [
+        (name, ctypes.c_int32)
+        for name in (
+            "batch", "heads", "kv_heads", "queries", "keys", "width", "q_top", "k_top", "v_top",
+            "p_top", "type",
+        )
+    ]  # fmt: skip
+
+
+class CachedCall(ctypes.Structure):
+    """`CachedAttention` of cached_attention/launch.h."""
+
+    _fields_ = [
+        (name, ctypes.c_int32)
+        for name in (
+            "batch", "heads", "kv_heads", "queries", "capacity", "width", "q_top", "p_top",
+            "k_bits", "v_bits", "rotary", "type",
+        )
+    ]  # fmt: skip
+
+
+class CachedOperands(ctypes.Structure):
+    """`CachedOperands` of cached_attention/launch.h."""
+
+    _fields_ = [
+        (name, ctypes.c_void_p)
+        for name in (
+            "q", "k", "v", "k_cache", "k_scales", "v_cache", "start", "key_block", "reach",
+            "k_mean", "v_scale", "v_zero", "cos", "sin",
+        )
+    ]  # fmt: skip
+
+
+class CachedResults(ctypes.Structure):
+    """`CachedResults` of cached_attention/launch.h."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("y", "k_cache", "k_scales", "v_cache")]
+
+
+def compile_library(sm: str, place: Path) -> None:
+    """For GPUs of one compute capability × 10, such as 87 or 90a."""
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    sources = [Path(__file__).with_name("launchers.cu")]
+    for operator in OPERATORS:
+        sources += sorted((ROOT / operator).glob("*.cu"))
+    command = [nvcc, "-std=c++17", "-O3", f"-arch=sm_{sm}", "-Xcompiler=-fPIC", "-shared"]
+    subprocess.run([*command, f"-I{ROOT}", *map(str, sources), "-o", str(place)], check=True)
+
+
+def loaded(place: Path) -> ctypes.CDLL:
+    """The library, its structures held against ours."""
+    library = ctypes.CDLL(str(place.resolve()))
+    for name in ("linear_workspace", "attention_workspace", "cached_attention_workspace"):
+        if hasattr(library, name):
+            getattr(library, name).restype = ctypes.c_size_t
+    for name, structure in (("attention", AttentionCall), ("cached_attention", CachedCall)):
+        if hasattr(library, f"size_of_{name}"):
+            assert getattr(library, f"size_of_{name}")() == ctypes.sizeof(structure), name
+    return library
+
+
+def checked(error: int) -> None:
+    """RuntimeError where a launcher has refused."""
+    if error:
+        raise RuntimeError(f"error {error} of the CUDA runtime")
+
+
+def stream() -> ctypes.c_void_p:
+    """The stream that torch works on, also while it captures a graph; none on a host."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ctypes.c_void_p(None)
+    return ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
