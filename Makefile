@@ -1,6 +1,6 @@
 # Two commands do everything on a machine with Python 3.11 or later: `make demo` and `make test`.
 # Others: `make check` (no install), `make check-cuda`, `make check-triton`, `make check-trt`,
-# `make gpu-check`, `make gpu-bench`, `make check-lm-eval`, `make check-arm`, `make clean`.
+# `make gpu`, `make gpu-check`, `make gpu-bench`, `make check-lm-eval`, `make check-arm`, `make clean`.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +11,7 @@ REGISTRIES := $(addprefix tensorrt-lean-cu13,$(addsuffix ==10.16.1.11, -bindings
 	tensorrt-lean-cu13==10.16.1.11 $(addprefix tensorrt-dispatch-cu13, -bindings==11.4.0.106 -libs==11.4.0.106) \
 	tensorrt-dispatch-cu13==11.4.0.106
 
-.PHONY: demo test install install-dev install-triton install-trt check check-cuda check-triton check-trt gpu-check gpu-bench check-lm-eval check-arm clean
+.PHONY: demo test install install-dev install-triton install-trt check check-cuda check-triton check-trt gpu gpu-check gpu-bench check-lm-eval check-arm clean
 
 demo: install
 	rm -rf $(DEMO)
@@ -77,13 +77,20 @@ check-lm-eval: install-dev
 	$(BIN)/python -m pip install --quiet -e '.[lm-eval]'
 	$(BIN)/pytest -m lm_eval
 
-# need an NVIDIA GPU, nvcc and PyTorch's CUDA build; what needs onnxruntime-gpu, TensorRT or cuda-python
-# besides is skipped where these are missing. Without .venv: make gpu-check BIN=/usr/bin
+# need an NVIDIA GPU, nvcc and PyTorch's CUDA build; what needs compute-sanitizer, Triton,
+# onnxruntime-gpu, TensorRT or cuda-python besides is skipped where these are missing. Without .venv:
+# make gpu BIN=/usr/bin. CHECK takes files and options of pytest, BENCH options of bench_kernels: a
+# benchmark that is run again goes on where it ended (bench/gpu.json). `make gpu` takes ten minutes.
+CHECK ?= tests
+BENCH ?=
+gpu:
+	-timeout 330 $(MAKE) gpu-check
+	$(MAKE) gpu-bench BENCH="--seconds 200 $(BENCH)"
 gpu-check:
 	@$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("error: PyTorch finds no NVIDIA GPU here")'
-	$(BIN)/python -m pytest -m gpu -rs
+	$(BIN)/python -m pytest -m gpu -rs $(CHECK)
 gpu-bench:
-	$(BIN)/python -m tools.bench_kernels
+	$(BIN)/python -m tools.bench_kernels $(BENCH)
 
 # needs, on Debian: apt-get install g++-aarch64-linux-gnu qemu-user
 check-arm:

@@ -108,7 +108,7 @@ def _rounded_attention(
         q, k = g.op("MatMul", q, turn), g.op("MatMul", k, turn)
     if grid.k_bits != FLOAT_BITS:
         if grid.k_mean is not None:
-            k = g.op("Sub", k, g.weight(f"{index}.k_mean"))
+            k = g.op("Sub", k, g.op("Unsqueeze", g.weight(f"{index}.k_mean"), g.ints([1])))
         elif grid.key_mean:
             k = g.op("Sub", k, _mean_key(g, k, sees.common))
     q, k = _round_tokens(g, q, grid.q_bits), _round_tokens(g, k, grid.k_bits)

@@ -136,7 +136,9 @@ def _add_sides(
             continue
         if name == "left":
             tensor = tensor.T  # it multiplies from the left
-        if name.startswith(("k_", "v_")):
+        if name == "k_mean":
+            tensor = tensor[:, None]  # (kv heads, 1, K), beside (…, kv heads, S, K)
+        if name.startswith("v_"):
             tensor = tensor[:, None, None]  # (kv heads, 1, 1, K), beside (…, kv heads, 1, S, K)
         _add(out, f"{prefix}.{name}", tensor, _type_of(tensor, compute))
 

@@ -61,6 +61,24 @@ inline float __fmul_rn(float a, float b) { return a * b; }
 inline uint32_t halves_of(float low, float high) {
   return static_cast<uint32_t>(half_of(high).bits) << 16 | half_of(low).bits;
 }
+inline uint32_t bfloats_of(float low, float high) {
+  return static_cast<uint32_t>(bfloat_of(high).bits) << 16 | bfloat_of(low).bits;
+}
+
+// One of two floats that stand in a word.
+template <class T>
+float float_in(uint32_t pair, int i) {
+  return widened(T{static_cast<uint16_t>(pair >> 16 * i)});
+}
+
+inline uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
+  const auto at = [](uint32_t pair, int i) { return float_in<Half>(pair, i); };
+  return halves_of(at(a, 0) * at(b, 0) + at(c, 0), at(a, 1) * at(b, 1) + at(c, 1));
+}
+inline uint32_t fma_bfloats(uint32_t a, uint32_t b, uint32_t c) {
+  const auto at = [](uint32_t pair, int i) { return float_in<Bfloat>(pair, i); };
+  return bfloats_of(at(a, 0) * at(b, 0) + at(c, 0), at(a, 1) * at(b, 1) + at(c, 1));
+}
 
 inline void copy_now(void* to, const void* from, bool there) {
   if (there) {
@@ -211,11 +229,9 @@ void multiply_add_mixed(int warp, PerThread<Quad, threads>& a, const B& b, const
 }
 
 // Hardware adds in an order of its own.
-template <int threads, class B, class Sums>
-void multiply_add_halves(int warp, PerThread<Quad, threads>& a, const B& b, const Sums& sums) {
-  const auto half = [](int word, int i) {
-    return widened(Half{static_cast<uint16_t>(static_cast<uint32_t>(word) >> 16 * i)});
-  };
+template <class T, int threads, class B, class Sums>
+void multiply_floats(int warp, PerThread<Quad, threads>& a, const B& b, const Sums& sums) {
+  const auto half = [](int word, int i) { return float_in<T>(static_cast<uint32_t>(word), i); };
   for (int lane = 0; lane < 32; ++lane) {
     for (int c = 0; c < 4; ++c) {
       const int row = lane / 4 + c / 2 * 8, column = lane % 4 * 2 + c % 2;
@@ -228,6 +244,15 @@ void multiply_add_halves(int warp, PerThread<Quad, threads>& a, const B& b, cons
       sums(warp * 32 + lane).at[c] += sum;
     }
   }
+}
+
+template <int threads, class B, class Sums>
+void multiply_add_halves(int warp, PerThread<Quad, threads>& a, const B& b, const Sums& sums) {
+  multiply_floats<Half>(warp, a, b, sums);
+}
+template <int threads, class B, class Sums>
+void multiply_add_bfloats(int warp, PerThread<Quad, threads>& a, const B& b, const Sums& sums) {
+  multiply_floats<Bfloat>(warp, a, b, sums);
 }
 
 template <class T, int threads>
@@ -311,6 +336,24 @@ __device__ __forceinline__ uint32_t halves_of(float low, float high) {
   return word;
 }
 
+__device__ __forceinline__ uint32_t bfloats_of(float low, float high) {
+  uint32_t word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+
+// a · b + c of both floats of a word.
+__device__ __forceinline__ uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t word;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(word) : "r"(a), "r"(b), "r"(c));
+  return word;
+}
+__device__ __forceinline__ uint32_t fma_bfloats(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t word;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(word) : "r"(a), "r"(b), "r"(c));
+  return word;
+}
+
 // sums (16 rows, 8 columns) += a (16, 32) · b (32, 8), of bytes; b(thread, half) and sums(thread)
 // are what threads keep (mma.sync.m16n8k32).
 template <int threads, class B, class Sums>
@@ -380,6 +423,20 @@ __device__ __forceinline__ void multiply_add_halves(int, PerThread<Quad, threads
   float(&sum)[4] = sums(thread).at;
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(b(thread, 0)), "r"(b(thread, 1)));
+}
+
+// The same of bfloat16.
+template <int threads, class B, class Sums>
+__device__ __forceinline__ void multiply_add_bfloats(int, PerThread<Quad, threads>& a, const B& b,
+                                                     const Sums& sums) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int(&x)[4] = a[thread].word;
+  float(&sum)[4] = sums(thread).at;
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
       : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(b(thread, 0)), "r"(b(thread, 1)));

@@ -62,20 +62,28 @@ def call_of(case: LinearCase, rows: int, kind: Kind) -> Call:
     )  # fmt: skip
 
 
-def path_of(launched: Launched, call: Call) -> str:
-    """Where `plan_linear` sends a call."""
+def plan_of(launched: Launched, call: Call) -> Plan:
+    """What `plan_linear` says."""
     made = Plan()
     launched.library.plan(ctypes.byref(call), ctypes.byref(made))
-    return PATHS[made.path]
+    return made
+
+
+def path_of(launched: Launched, call: Call) -> str:
+    """Where `plan_linear` sends a call."""
+    return PATHS[plan_of(launched, call).path]
 
 
 def launch(
     launched: Launched, case: LinearCase, x: Floats, kind: Kind, bias: bool = True,
-    plan: Plan | None = None,
+    plan: Plan | None = None, offset: int = 0,
 ) -> tuple[int, Float32]:  # fmt: skip
-    """The launcher's error, and y (…, N) in fp32 of x (…, K), both of which are `kind` to it."""
+    """The launcher's error, and y (…, N) in fp32 of x (…, K), both of which are `kind` to it.
+
+    `offset`: how far codes lie behind aligned addresses, in bytes.
+    """
     call = call_of(case, x.size // case.shape[0], kind)
-    tensors = [_tensors(launched, case, weight) for weight in case.weights]
+    tensors = [_tensors(launched, case, weight, offset) for weight in case.weights]
     pointers = [[tensor and tensor.pointer for tensor in each] for each in tensors]
     weights = (WeightPointers * len(tensors))(*(WeightPointers(*each) for each in pointers))
     given, added = launched.put(stored(x, kind)), launched.put(stored(case.bias, kind))
@@ -89,9 +97,7 @@ def launch(
     if plan is None:
         error = launched.library.launch(ctypes.byref(call), *arguments)
     else:
-        error = launched.library.launch_planned(
-            ctypes.byref(call), ctypes.byref(plan), *arguments
-        )
+        error = launched.library.launch_planned(ctypes.byref(call), ctypes.byref(plan), *arguments)
     return error, _loaded(y.array(), kind)
 
 
@@ -105,11 +111,13 @@ def output(
     return y
 
 
-def _tensors(launched: Launched, case: LinearCase, weight: Weight) -> Sequence[Buffer | None]:
+def _tensors(
+    launched: Launched, case: LinearCase, weight: Weight, offset: int
+) -> Sequence[Buffer | None]:
     codes = weight.codes if case.op.weight_bits == 8 else pack_int4(weight.codes)
     scales = weight.scales.astype(np.float16 if case.half else np.float32)
     steps = None if weight.steps is None else launched.put(weight.steps)
-    return launched.put(codes), launched.put(scales), steps
+    return launched.put(codes, offset), launched.put(scales), steps
 
 
 def in_kind(case: LinearCase, x: Floats, kind: Kind) -> tuple[LinearCase, Float32]:

@@ -36,6 +36,7 @@ class LinearCase:
     bias: Float32
     exact: bool  # scales are powers of two, everything else whole multiples: see `exact_rows`
     half: bool = False  # scales are stored in fp16
+    kept: bool = False  # x is not rounded: 16 bits on GPUs
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -44,7 +45,11 @@ class LinearCase:
         return depth, width
 
     def expected(self, x: Float32) -> Float64:
-        """The reference's y."""
+        """The reference's y, of x as it is where that is `kept`."""
+        if self.kept:
+            outputs = [self._product(x, w, body=False)[0] for w in self.weights]
+            y = silu(outputs[0]) * outputs[1] if self.op.gated else outputs[0]
+            return y.reshape(*x.shape[:-1], self.shape[1])
         bias = None if self.op.gated else self.bias
         return reference(
             self.op, x, self.weights, bias, self.group, self.activation_group, self.step
@@ -55,6 +60,7 @@ class LinearCase:
 
         fp32 rounds a term at most K + 6 times: its value, two scales, products, K sums, the bias.
         Nothing is rounded where all are whole multiples of one number and stay below 2^24 of it.
+        Tensor cores may cut off where fp32 rounds: twice the error, of products of a `kept` x.
         """
         parts = [self._product(x, w, body) for w in self.weights]
         if not self.op.gated:
@@ -71,21 +77,28 @@ class LinearCase:
         """x · W (M, N) + bias and the bound of its error."""
         depth = self.shape[0]
         rows = x.reshape(-1, depth)
-        codes, scales = activation_codes(rows, self.op, self.activation_group, self.step)
-        by_input = scales.astype(np.float64).repeat(self.activation_group, axis=1)
+        codes, by_input, unit = self._inputs(rows)
         weight_scales = weight.scales.astype(np.float64)
         if not self.op.channel:
             weight_scales = weight_scales.repeat(self.group, axis=0)[:depth]
         matrix = weight.integers(self.group) * weight_scales
         bias = 0.0 if self.op.gated else self.bias.astype(np.float64)
         magnitude = (np.abs(codes) * by_input) @ np.abs(matrix) + np.abs(bias)
-        roundings = (depth + 6) * U
+        roundings = (depth + 6) * U * (2 if self.kept else 1)
         error = magnitude * roundings / (1 - roundings)
         if self.exact:
-            error[magnitude < 2**24 * EXACT_SCALE * scales.min(initial=np.inf)] = 0
+            error[magnitude < 2**24 * EXACT_SCALE * unit] = 0
         elif body and self.op.activation_bits == 16:  # keeps x as it is
             error += 0.51 * by_input @ np.abs(matrix)
         return (codes * by_input) @ matrix + bias, error
+
+    def _inputs(self, rows: Float32) -> tuple[Float64, Float64, float]:
+        """Codes and scales (M, K) that kernels multiply, and the least unit of an `exact` x."""
+        if self.kept:
+            return rows.astype(np.float64), np.ones(rows.shape), LARGEST * self.step
+        codes, scales = activation_codes(rows, self.op, self.activation_group, self.step)
+        by_input = scales.astype(np.float64).repeat(self.activation_group, axis=1)
+        return codes.astype(np.float64), by_input, float(scales.min(initial=np.inf))
 
     def model(self, rank: int = 2, constant: bool = True) -> bytes:
         """The node, and its function body, as a model of x (…, K); else the codes are an input."""

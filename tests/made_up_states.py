@@ -1,4 +1,4 @@
-"""Recipes run over states that nobody decoded: quick, and enough for what does not judge quality."""
+"""Recipes run over states that nobody decoded: quick, where it is not quality that is judged."""
 
 from pathlib import Path
 

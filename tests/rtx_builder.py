@@ -66,6 +66,22 @@ def build_all(
     ]
 
 
+def shapes_of(
+    model: Any, spans: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[Shape, Shape, Shape]]:
+    """Least, best and largest shape of every input of an ONNX model that varies, for its spans."""
+    found: dict[str, tuple[Shape, Shape, Shape]] = {}
+    for value in model.graph.input:
+        axes = value.type.tensor_type.shape.dim
+        if any(axis.dim_param for axis in axes):
+            least, best, most = (
+                tuple(spans[a.dim_param][which] if a.dim_param else a.dim_value for a in axes)
+                for which in range(3)
+            )
+            found[value.name] = (least, best, most)
+    return found
+
+
 def _run(folder: Path) -> None:
     """The process: reads jobs.json, writes results.json and the engines."""
     import tensorrt_rtx_bindings as trt

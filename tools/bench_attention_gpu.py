@@ -22,12 +22,13 @@ from tools.gpu_launchers import (
     stream,
 )
 from tools.gpu_machine import Machine
-from tools.gpu_timing import Contestant, Run, contestant, copies, take_turns
+from tools.gpu_timing import Run, contestant, copies, take_turns
 
 if TYPE_CHECKING:
     import torch
 
 WIDTH = 128  # channels of a head
+SETS = 20  # of operands, at most: those of short canvases stay in a cache, as after a linear
 BASE = "SDPA flash, bf16"
 Output = Callable[[], "torch.Tensor"]  # y (B, H, Q, K) of the last call
 
@@ -76,11 +77,16 @@ class Form:
         return WIDTH * (self.k_bits + self.v_bits) / 8 + (2 if self.k_bits < 16 else 0)
 
     def bytes_moved(self, shape: Shape) -> float:
-        """q and y in two bytes a number, what is kept of each key, and who sees whom."""
+        """q, y, keys and values once, two bytes a number, or what a cache keeps of them; of a
+        cache also what is fed and written; who sees whom.
+        """
         outside = 4 * shape.batch * shape.queries * shape.heads * WIDTH
-        each = self.kept() if self.cached else 4 * WIDTH
-        seen = shape.batch * shape.queries * shape.keys if self.ours and not self.cached else 0
-        return outside + shape.batch * shape.kv_heads * shape.keys * each + seen
+        vectors = shape.batch * shape.kv_heads
+        if self.cached:
+            fed = shape.queries * (4 * WIDTH + self.kept())
+            return outside + vectors * (shape.keys * self.kept() + fed)
+        seen = shape.batch * shape.queries * shape.keys if self.ours else 0
+        return outside + vectors * shape.keys * 4 * WIDTH + seen
 
 
 FORMS = (
@@ -190,10 +196,10 @@ def compare(
     with torch.device("cuda"):
         field = [contestant(form.name, partial(_timed, library, form, shape)) for form in FORMS]
         present = {each.name: each.run for each in field if each.run is not None}
-        seconds = take_turns(present, rounds, calls)
+        seconds, plain = take_turns(present, rounds, calls)
         off = {name: errors_of(library, NAMED[name], replace(shape, batch=1)) for name in present}
     table = [row_of(machine, shape, NAMED[name], seconds, off[name]) for name in present]
-    return table, _absent(field)
+    return table, {each.name: each.absent for each in field if each.run is None} | plain
 
 
 def errors_of(library: ctypes.CDLL, form: Form, shape: Shape) -> dict[str, tuple[float, float]]:
@@ -205,17 +211,13 @@ def errors_of(library: ctypes.CDLL, form: Form, shape: Shape) -> dict[str, tuple
     return found
 
 
-def _absent(field: Sequence[Contestant]) -> dict[str, str]:
-    return {each.name: each.absent for each in field if each.run is None}
-
-
 def _timed(library: ctypes.CDLL, form: Form, shape: Shape) -> Run:
     """A contestant that takes turns with several sets of operands."""
     size = 4 * shape.batch * shape.kv_heads * shape.keys * WIDTH
     given = [
         operands("normal", shape.batch, shape.queries, shape.keys, shape.heads, shape.kv_heads,
                  WIDTH)
-        for _ in range(min(16, copies(size)))
+        for _ in range(min(SETS, copies(size)))
     ]  # fmt: skip
     runs = [_make(library, form, shape, *each)[0] for each in given]
     return lambda turn: runs[turn % len(runs)]()

@@ -5,7 +5,7 @@
     python -m tools.bench_kernels --library kernels.so        on the GPU, with PyTorch
 
 Contestants take turns on linears of real models, and on whole canvases and blocks of attention;
-each call takes the next of several copies of its operands, so that none lies in a cache. Times are
+each call takes the next of several copies of its operands, so that no weight lies in a cache. Times are
 medians over rounds of graphs of several calls, by events of the device. Floors are made of rates
 that were measured in this run (a copy of 1 GiB; torch's `_int_mm` and bf16 product of 8192 cubed).
 For other boards that floor, at their bandwidth and rates, divided by the share of it that was
@@ -134,7 +134,7 @@ def report(results: Results) -> str:
         text += ["Attention on boards, predicted, not measured:", markdown(predicted)]
     if results.absent:
         lines = [f"* {name}: {why}" for name, why in sorted(results.absent.items())]
-        text += ["Absent:", "\n".join(lines)]
+        text += ["Absent, or timed otherwise:", "\n".join(lines)]
     return "\n\n".join(text)
 
 

@@ -15,7 +15,7 @@ from ort_ops.linear_w4a8.launch import Call, WeightPointers
 from ort_ops.linear_w4a8.op import LinearOp
 from tools.gpu_launchers import checked, stream
 from tools.gpu_machine import Machine
-from tools.gpu_timing import Contestant, Run, contestant, copies, take_turns
+from tools.gpu_timing import Run, contestant, copies, take_turns
 
 LINEARS = {  # inputs and outputs
     "LLaDA-8B q": (4096, 4096), "LLaDA-8B gate": (4096, 12288), "LLaDA-8B down": (12288, 4096),
@@ -194,16 +194,10 @@ def compare(
             for form in FORMS
             if form.takes(rows, name)
         ]
-    return measured(machine, name, rows, field, rounds, calls)
-
-
-def measured(
-    machine: Machine, name: str, rows: int, field: Sequence[Contestant], rounds: int, calls: int
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
     present = {each.name: each.run for each in field if each.run is not None}
-    seconds = take_turns(present, rounds, calls)
+    seconds, plain = take_turns(present, rounds, calls)
     table = [row_of(machine, name, rows, NAMED[key], seconds) for key in present]
-    return table, {each.name: each.absent for each in field if each.run is None}
+    return table, {each.name: each.absent for each in field if each.run is None} | plain
 
 
 def make(library: ctypes.CDLL, form: Form, rows: int, depth: int, width: int) -> Run:

@@ -1,9 +1,12 @@
 """Our launchers for GPUs as one shared library, and their structures for ctypes."""
 
 import ctypes
+import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ort_ops.build import ROOT
 
@@ -58,8 +61,17 @@ def compile_library(sm: str, place: Path) -> None:
     sources = [Path(__file__).with_name("launchers.cu")]
     for operator in OPERATORS:
         sources += sorted((ROOT / operator).glob("*.cu"))
-    command = [nvcc, "-std=c++17", "-O3", f"-arch=sm_{sm}", "-Xcompiler=-fPIC", "-shared"]
-    subprocess.run([*command, f"-I{ROOT}", *map(str, sources), "-o", str(place)], check=True)
+    options = ["-std=c++17", "-O3", f"-arch=sm_{sm}", "-Xcompiler=-fPIC", f"-I{ROOT}"]
+
+    with TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def compile_one(source: Path) -> Path:
+            made = Path(folder) / f"{source.parent.name}-{source.stem}.o"
+            subprocess.run([nvcc, *options, "-c", str(source), "-o", str(made)], check=True)
+            return made
+
+        objects = list(pool.map(compile_one, sources))
+        subprocess.run([nvcc, "-shared", *map(str, objects), "-o", str(place)], check=True)
 
 
 def loaded(place: Path) -> ctypes.CDLL:

@@ -66,13 +66,26 @@ def as_graph(run: Run, calls: int) -> Run:
     return lambda _: graph.replay()
 
 
-def take_turns(field: Mapping[str, Run], rounds: int, calls: int) -> dict[str, list[float]]:
-    """Seconds of a call of each contestant, one a round."""
-    graphs = {name: as_graph(run, calls) for name, run in field.items()}
+def take_turns(
+    field: Mapping[str, Run], rounds: int, calls: int
+) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Seconds of a call of each contestant, one a round; who could not be a graph, and why."""
+    works: dict[str, Run] = {}
+    plain: dict[str, str] = {}
+    for name, run in field.items():
+        try:
+            works[name] = as_graph(run, calls)
+        except RuntimeError as error:  # it waits for the device, or allocates by itself
+            works[name] = _by_calls(run, calls)
+            plain[name] = f"timed call by call: {error}".splitlines()[0]
     seconds: dict[str, list[float]] = {name: [] for name in field}
-    for replay in graphs.values():
-        replay(0)
+    for work in works.values():
+        work(0)
     for _ in range(rounds):
-        for name, replay in graphs.items():
-            seconds[name].append(seconds_of(replay, 1) / calls)
-    return seconds
+        for name, work in works.items():
+            seconds[name].append(seconds_of(work, 1) / calls)
+    return seconds, plain
+
+
+def _by_calls(run: Run, calls: int) -> Run:
+    return lambda _: [run(turn) for turn in range(calls)]

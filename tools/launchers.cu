@@ -10,6 +10,12 @@ extern "C" int launch_linear(const dqx::Linear* call, const void* x,
   return dqx::launch_linear(*call, x, weights, bias, y, workspace, stream);
 }
 
+extern "C" int launch_planned_linear(const dqx::Linear* call, const dqx::Plan* plan, const void* x,
+                                     const dqx::LinearWeight* weights, const void* bias, void* y,
+                                     void* workspace, void* stream) {
+  return dqx::launch_planned_linear(*call, *plan, x, weights, bias, y, workspace, stream);
+}
+
 extern "C" int size_of_attention() { return sizeof(dqx::Attention); }
 
 extern "C" size_t attention_workspace(const dqx::Attention* call) {

@@ -18,6 +18,7 @@ from .operators import BUILT, FOLDER
 from .runs_on import RunsOn
 from .session_trt import TrtSession
 
+NEWEST = "DqxCachedAttention"  # operator of ours: a library that has it has all
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 INSTALL = {  # by runtime
     "tensorrt": "on Jetson it comes with JetPack: apt-get install python3-libnvinfer; elsewhere"
@@ -93,7 +94,7 @@ def _load_plugins(trt: Any, bundle: Path, sm: int) -> None:
             hint=f"{sys.executable} {build} --sm {sm}",
         )
     registry = trt.get_plugin_registry()
-    if registry.get_creator("DqxKvUpdate", "1", "dqexport") is not None:
+    if registry.get_creator(NEWEST, "1", "dqexport") is not None:
         return  # an earlier session loaded it; a name can be registered once
     if registry.load_library(str(library)) is None:
         raise UserError(

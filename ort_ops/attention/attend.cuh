@@ -22,8 +22,8 @@ __global__ void __launch_bounds__(LIST_THREADS)
       int64_t{blockIdx.y} * ((call.queries * shared + ROW_TILE - 1) / ROW_TILE) + blockIdx.x;
   Stop* stops = room.stops + row_tile * tiles;
   __shared__ bool sees[LIST_THREADS], chosen[LIST_THREADS];  // the former by halves of tiles
-  __shared__ int count;
   PerThread<Seen, LIST_THREADS> any;
+  PerThread<int, LIST_THREADS> count;  // the same for all
   each_thread<LIST_THREADS>([&](int thread) {
     const int query = thread % ROW_TILE;
     uint32_t word = query >= queries;
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(LIST_THREADS)
       word |= of_query.word[0] | of_query.word[1];
     }
     sees[thread] = word != 0;
-    if (thread == 0) count = 0;
+    count[thread] = 0;
   });
   for (int top = 0; top < tiles; top += LIST_THREADS) {
     each_thread<LIST_THREADS>([&](int thread) {
@@ -51,14 +51,13 @@ __global__ void __launch_bounds__(LIST_THREADS)
       chosen[thread] = (low | high) != 0;
     });
     each_thread<LIST_THREADS>([&](int thread) {
-      if (!chosen[thread]) return;
-      int place = count;
-      for (int other = 0; other < thread; ++other) place += chosen[other];
-      stops[place] = {top + thread, 0, any[thread]};
-    });
-    each_thread<LIST_THREADS>([&](int thread) {
-      if (thread) return;
-      for (const bool each : chosen) count += each;
+      int before = 0, all = 0;
+      for (int other = 0; other < LIST_THREADS; ++other) {
+        if (other < thread) before += chosen[other];
+        all += chosen[other];
+      }
+      if (chosen[thread]) stops[count[thread] + before] = {top + thread, 0, any[thread]};
+      count[thread] += all;
     });
   }
   each_thread<LIST_THREADS>([&](int thread) {
@@ -67,7 +66,7 @@ __global__ void __launch_bounds__(LIST_THREADS)
     for (int query = 0; query < queries; ++query) {
       blind = blind || !(sees[query] || sees[ROW_TILE + query]);
     }
-    room.stop_counts[row_tile] = {count, blind};
+    room.stop_counts[row_tile] = {count[thread], blind};
   });
 }
 

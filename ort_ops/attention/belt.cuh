@@ -21,12 +21,13 @@ template <int head_channels, bool in_halves>
 struct AttendTile {
   static constexpr int channels = head_channels;
   static constexpr bool halves = in_halves;  // values, and their products
-  static constexpr int keys = channels > 128 ? 32 : 64, groups = keys / GROUP;
+  static constexpr int keys = channels > (halves ? 64 : 128) ? 32 : 64, groups = keys / GROUP;
   static constexpr int slices = channels / SLICE, value_mmas = channels / 8;
-  static constexpr int v_steps = halves ? 2 : 1, v_keys = keys / v_steps;
-  static constexpr int k_row = channels / CHUNK + 1, v_row = v_steps * channels / CHUNK + 1;
-  static constexpr int chunks = keys * k_row;
-  static_assert(v_keys * v_row <= chunks, "values take no more room than keys");
+  // values of a tile come at once, or in two steps: then they take no more room
+  static constexpr int v_steps = halves && channels > 128 ? 2 : 1, v_keys = keys / v_steps;
+  static constexpr int k_row = channels / CHUNK + 1;
+  static constexpr int v_row = (halves ? 2 : 1) * channels / CHUNK + 1;
+  static constexpr int chunks = keys * k_row > v_keys * v_row ? keys * k_row : v_keys * v_row;
   static constexpr int slots = 3;
   struct Slot {
     uint4 rows[chunks];
@@ -59,35 +60,20 @@ __device__ __forceinline__ void send_rows(const int8_t* from, int bytes, uint4* 
   }
 }
 
-// What a block reads its tiles from.
-struct Source {
-  const int8_t *k, *v;  // of the key head
-  const float* k_scales;
-  int k_bytes, v_bytes;  // of a vector
-};
-
-__device__ __forceinline__ Source source_of(const Attend& call, const AttendOperands& from,
-                                            const Place& place) {
-  const int k_bytes = call.width * call.k_bits / 8, v_bytes = call.width * call.v_bits / 8;
-  const int64_t first = place.kv_head * call.keys;
-  return {from.k + first * k_bytes, static_cast<const int8_t*>(from.v) + first * v_bytes,
-          from.k_scales + first, k_bytes, v_bytes};
-}
-
-// Keys `first` and on, and who sees them: `seen` is the tile's of this thread's row, null: nobody.
+// Keys `first` and on, of all; `left` of them at most. `seen`: who of the tile's first keys is seen
+// by this thread's row, null: nobody.
 template <class Tile>
-__device__ __forceinline__ void send_keys(const Attend& call, const Source& from, int first,
-                                          const Seen* seen, typename Tile::Slot& slot,
-                                          int thread) {
-  const int8_t* keys = from.k + int64_t{first} * from.k_bytes;
-  const int left = call.keys - first;
+__device__ __forceinline__ void send_keys(const Attend& call, const AttendOperands& from,
+                                          int64_t first, int left, const uint32_t* seen,
+                                          typename Tile::Slot& slot, int thread) {
+  constexpr int chunks = Tile::channels / CHUNK;
   const auto there = [&](int key) { return key < left; };
   if (call.k_bits == 8) {
-    send_rows<Tile::keys, Tile::channels / CHUNK, Tile::k_row>(keys, from.k_bytes, slot.rows,
-                                                               thread, there);
+    send_rows<Tile::keys, chunks, Tile::k_row>(from.k + first * call.width, call.width, slot.rows,
+                                               thread, there);
   } else {
-    send_rows<Tile::keys, Tile::channels / CHUNK / 2, Tile::k_row>(keys, from.k_bytes, slot.rows,
-                                                                   thread, there);
+    send_rows<Tile::keys, chunks / 2, Tile::k_row>(from.k + first * (call.width / 2),
+                                                   call.width / 2, slot.rows, thread, there);
   }
   if (thread < Tile::keys) {
     copy_one(&slot.k_scales[thread / MINE].of[thread % MINE], from.k_scales + first + thread,
@@ -95,33 +81,33 @@ __device__ __forceinline__ void send_keys(const Attend& call, const Source& from
   }
   if (thread >= ROW_TILE) return;
   if constexpr (Tile::keys == SEEN_KEYS) {
-    copy_one(reinterpret_cast<Seen*>(slot.seen[thread]), seen, seen != nullptr);
-  } else {
-    copy_one(slot.seen[thread], seen ? &seen->word[first % SEEN_KEYS / 32] : nullptr,
+    copy_one(reinterpret_cast<Seen*>(slot.seen[thread]), reinterpret_cast<const Seen*>(seen),
              seen != nullptr);
+  } else {
+    copy_one(slot.seen[thread], seen, seen != nullptr);
   }
 }
 
-// Values of keys `first` and on. Halves that nobody sees may be no numbers, so they stay behind.
+// Values of keys `first` and on, likewise. Halves that nobody sees may be no numbers, so they stay
+// behind: `any` has a bit for each that somebody sees.
 template <class Tile>
-__device__ __forceinline__ void send_values(const Attend& call, const Source& from, int first,
-                                            const Seen& any, typename Tile::Slot& slot,
-                                            int thread) {
+__device__ __forceinline__ void send_values(const Attend& call, const AttendOperands& from,
+                                            int64_t first, int left, uint64_t any,
+                                            typename Tile::Slot& slot, int thread) {
   constexpr int chunks = Tile::channels / CHUNK;
-  const int8_t* values = from.v + int64_t{first} * from.v_bytes;
-  const int left = call.keys - first;
+  const auto* values = static_cast<const int8_t*>(from.v);
   if constexpr (Tile::halves) {
-    const uint32_t word = (first % SEEN_KEYS < 32 ? any.word[0] : any.word[1]) >> first % 32;
     send_rows<Tile::v_keys, 2 * chunks, Tile::v_row>(
-        values, from.v_bytes, slot.rows, thread,
-        [&](int key) { return key < left && (word >> key & 1); });
+        values + first * (2 * call.width), 2 * call.width, slot.rows, thread,
+        [&](int key) { return key < left && (any >> key & 1); });
   } else {
     const auto there = [&](int key) { return key < left; };
     if (call.v_bits == 8) {
-      send_rows<Tile::v_keys, chunks, Tile::v_row>(values, from.v_bytes, slot.rows, thread, there);
+      send_rows<Tile::v_keys, chunks, Tile::v_row>(values + first * call.width, call.width,
+                                                   slot.rows, thread, there);
     } else {
-      send_rows<Tile::v_keys, chunks / 2, Tile::v_row>(values, from.v_bytes, slot.rows, thread,
-                                                       there);
+      send_rows<Tile::v_keys, chunks / 2, Tile::v_row>(
+          values + first * (call.width / 2), call.width / 2, slot.rows, thread, there);
     }
   }
 }

@@ -284,7 +284,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS, 2)
     for (int r = 0; r < SIDE; ++r) largest[thread].at[r] = -INFINITY;
   });
   for (int stop = 0; stop < stops.count; ++stop) {
-    load_keys(call, given, place, stops.first[stop].tile, tiles);
+    load_keys(call, given, place, room.stops[stops.first + stop].tile, tiles);
     each_thread<PLAIN_THREADS>([&](int thread) {
       const Scores scores = scores_of(call, tiles, thread);
       DQX_UNROLL
@@ -298,7 +298,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS, 2)
   }
   join(largest, tiles);
   for (int stop = 0; stop < stops.count; ++stop) {
-    const Stop at = stops.first[stop];
+    const Stop at = room.stops[stops.first + stop];
     load_keys(call, given, place, at.tile, tiles);
     each_thread<PLAIN_THREADS>([&](int thread) {
       const Scores scores = scores_of(call, tiles, thread);

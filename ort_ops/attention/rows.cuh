@@ -61,10 +61,9 @@ __device__ __forceinline__ int64_t place_of_row(const Attend& call, const Place&
   return place.kv_head * (int64_t{call.queries} * place.shared) + place.first + row;
 }
 
-// The tiles of a block.
+// The tiles of a block: `count` of room.stops from `first` on.
 struct Stops {
-  const Stop* first;
-  int count;
+  int first, count;
   bool blind;
 };
 
@@ -73,11 +72,11 @@ __device__ __forceinline__ Stops stops_of_block(const Attend& call, const Attend
                                                 const Place& place) {
   const int row_tiles = (call.queries * place.shared + ROW_TILE - 1) / ROW_TILE;
   const int tiles = (call.keys + SEEN_KEYS - 1) / SEEN_KEYS;
-  const int64_t row_tile = place.sequence * row_tiles + place.first / ROW_TILE;
+  const int row_tile = static_cast<int>(place.sequence) * row_tiles + place.first / ROW_TILE;
   const StopCount all = room.stop_counts[row_tile];
   const int first = static_cast<int>(int64_t{all.count} * place.part / room.parts);
   const int last = static_cast<int>(int64_t{all.count} * (place.part + 1) / room.parts);
-  return {room.stops + row_tile * tiles + first, last - first, all.blind != 0};
+  return {row_tile * tiles + first, last - first, all.blind != 0};
 }
 
 __device__ __forceinline__ float value_at(const void* values, Float type, int64_t place) {

@@ -34,10 +34,9 @@ struct ScoreSums {
 
 // What a thread knows of its two rows.
 struct RowState {
-  float factor[2];      // of sums times scales of keys, to scores in base 2
-  float largest[2];     // sum times scale; -inf: it sees nothing
-  unsigned unseen[2];   // the word of probabilities of what it does not see: not 0 if it sees nothing
-  bool busy;            // the warp works on this tile
+  float factor[2];   // of sums times scales of keys, to scores in base 2
+  float largest[2];  // sum times scale; -inf: it sees nothing
+  bool busy;         // the warp works on this tile
 };
 
 __device__ __forceinline__ int row_of(int thread, int r) {
@@ -128,17 +127,19 @@ __device__ __forceinline__ unsigned masked_halves(float low, float high, uint32_
   return (halves_of(low, high) & mask) | (unseen & ~mask);
 }
 
+// A row that sees nothing takes all keys alike: `all` is a word of largest probabilities.
 template <class Tile, int part>
 __device__ __forceinline__ void find_probabilities(const ScaledSums& values,
                                                    const typename Tile::Slot& slot, float top,
-                                                   int thread, const RowState& state,
+                                                   unsigned all, int thread,
+                                                   const RowState& state,
                                                    Probabilities<Tile>& p) {
   DQX_UNROLL
   for (int r = 0; r < 2; ++r) {
+    const unsigned unseen = state.largest[r] == -INFINITY ? all : 0;
     DQX_UNROLL
     for (int group = 0; group < PART_GROUPS; ++group) {
       const uint32_t seen = seen_of_group<Tile>(slot, part, thread, r, group);
-      const unsigned unseen = state.unseen[r];
       float found[MINE];
       exponentials(values.at[r][group], state, r, found);
       if constexpr (Tile::halves) {

@@ -58,8 +58,6 @@ __device__ __forceinline__ void load_largest(const Attend& call, const AttendRoo
     float largest = -INFINITY;
     for (int part = 0; part < room.parts; ++part) largest = larger(largest, at[part * rows]);
     state.largest[r] = largest;
-    const unsigned all = call.p_top ? static_cast<unsigned>(call.p_top) * 0x01010101u : 0x3c003c00u;
-    state.unseen[r] = largest == -INFINITY ? all : 0;
   }
 }
 
@@ -283,14 +281,15 @@ __device__ __forceinline__ void clear_no_numbers(typename Tile::Slot& slot, int 
   }
 }
 
-// Whether any row of the warp sees a key of the tile, or sees all keys alike.
-template <class Tile>
+// Whether any row of the warp sees a key of the tile; `blind`: or sees nothing at all.
+template <class Tile, bool blind>
 __device__ __forceinline__ void find_busy(int warp, const Place& place,
                                           const typename Tile::Slot& slot,
                                           PerThread<RowState, ATTEND_THREADS>& states) {
   PerThread<bool, ATTEND_THREADS> busy;
   each_lane(warp, [&](int thread) {
-    uint32_t any = states[thread].unseen[0] | states[thread].unseen[1];
+    const RowState& state = states[thread];
+    uint32_t any = blind && (state.largest[0] == -INFINITY || state.largest[1] == -INFINITY);
     DQX_UNROLL
     for (int word = 0; word < Tile::keys / 32; ++word) {
       any |= slot.seen[row_of(thread, 0)][word] | slot.seen[row_of(thread, 1)][word];
@@ -326,27 +325,35 @@ struct Step {
   }
 };
 
-// What row `thread` sees; null: it is no row.
-__device__ __forceinline__ const Seen* seen_of_row(const Attend& call, const AttendOperands& given,
-                                                   const Place& place, int thread) {
-  if (thread >= place.rows) return nullptr;
+// Of which words of `seen` row `thread` of the block is, -1: it is no row.
+__device__ __forceinline__ int seen_of_row(const Attend& call, const Place& place, int thread) {
+  if (thread >= place.rows) return -1;
   const int tiles = (call.keys + SEEN_KEYS - 1) / SEEN_KEYS;
-  return given.seen + (place.sequence * call.queries + query_of(place, thread)) * tiles;
+  return (static_cast<int>(place.sequence) * call.queries + query_of(place, thread)) * tiles;
 }
+
+// What all steps of a block are sent from.
+struct Source {
+  int first_key;   // of all
+  int first_stop;  // of room.stops
+};
 
 // Sends step `step` of a belt. `seen`: what seen_of_row has found for the thread.
 template <class Tile, int v_steps>
-__device__ __forceinline__ void send_step(const Attend& call, const Source& source, const Stops& stops,
-                                          const Seen* seen, int step,
-                                          typename Tile::Slot& slot, int thread) {
+__device__ __forceinline__ void send_step(const Attend& call, const AttendOperands& given,
+                                          const AttendRoom& room, const Source& source, int seen,
+                                          int step, typename Tile::Slot& slot, int thread) {
   const Step<Tile, v_steps> at(step);
-  const Stop stop = stops.first[at.stop];
-  const int first = stop.tile * SEEN_KEYS + at.first;
+  const Stop stop = room.stops[source.first_stop + at.stop];
+  const int key = stop.tile * SEEN_KEYS + at.first, left = call.keys - key;
+  const int64_t first = int64_t{source.first_key} + key;
   if (at.of_values) {
-    send_values<Tile>(call, source, first, stop.any, slot, thread);
+    const uint64_t any = uint64_t{stop.any.word[1]} << 32 | stop.any.word[0];
+    send_values<Tile>(call, given, first, left, any >> at.first, slot, thread);
     return;
   }
-  send_keys<Tile>(call, source, first, seen ? seen + stop.tile : nullptr, slot, thread);
+  const uint32_t* words = seen < 0 ? nullptr : given.seen[seen + stop.tile].word + at.first / 32;
+  send_keys<Tile>(call, given, first, left, words, slot, thread);
 }
 
 // The largest score of each row among the keys of a part; not a number where a query is none.
@@ -356,17 +363,17 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 3)
   using Tile = AttendTile<channels, false>;
   __shared__ typename Tile::Slot slots[Tile::slots];
   const Place place = place_of_block<ROW_TILE>(call);
-  const Source source = source_of(call, given, place);
   const Stops stops = stops_of_block(call, room, place);
+  const Source source{static_cast<int>(place.kv_head) * call.keys, stops.first};
   QueryCodes<Tile> q;
   PerThread<RowState, ATTEND_THREADS> states;
-  PerThread<const Seen*, ATTEND_THREADS> seen;
+  PerThread<int, ATTEND_THREADS> seen;
   const auto send = [&](int step, int to, int thread) {
-    send_step<Tile, 0>(call, source, stops, seen[thread], step, slots[to], thread);
+    send_step<Tile, 0>(call, given, room, source, seen[thread], step, slots[to], thread);
   };
   Belt<Tile, decltype(send)> belt{send, stops.count * (SEEN_KEYS / Tile::keys)};
   each_thread<ATTEND_THREADS>([&](int thread) {
-    seen[thread] = seen_of_row(call, given, place, thread);
+    seen[thread] = seen_of_row(call, place, thread);
     DQX_UNROLL
     for (int ahead = 0; ahead < Tile::slots - 1; ++ahead) belt.send_ahead(ahead, thread);
     states[thread] = {};
@@ -376,7 +383,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 3)
   while (belt.step < belt.steps) {
     belt.wait();
     belt.next([&](int warp, int slot) {
-      find_busy<Tile>(warp, place, slots[slot], states);
+      find_busy<Tile, false>(warp, place, slots[slot], states);
       if (!states[warp * 32].busy) return;
       DQX_UNROLL
       for (int part = 0; part < Tile::keys / PART; ++part) {
@@ -504,20 +511,20 @@ __global__ void __launch_bounds__(ATTEND_THREADS, channels > 128 ? 2 : 3)
   constexpr int v_steps = Tile::v_steps;
   __shared__ typename Tile::Slot slots[Tile::slots];
   const Place place = place_of_block<ROW_TILE>(call);
-  const Source source = source_of(call, given, place);
   const Stops stops = stops_of_block(call, room, place);
+  const Source source{static_cast<int>(place.kv_head) * call.keys, stops.first};
   QueryCodes<Tile> q;
   Probabilities<Tile> p;
   PerThread<RowState, ATTEND_THREADS> states;
   PerThread<Sums<Tile>, ATTEND_THREADS> sums;
-  PerThread<const Seen*, ATTEND_THREADS> seen;
+  PerThread<int, ATTEND_THREADS> seen;
   const auto send = [&](int step, int to, int thread) {
-    send_step<Tile, v_steps>(call, source, stops, seen[thread], step, slots[to], thread);
+    send_step<Tile, v_steps>(call, given, room, source, seen[thread], step, slots[to], thread);
   };
   constexpr int each = (1 + v_steps) * (SEEN_KEYS / Tile::keys);
   Belt<Tile, decltype(send)> belt{send, stops.count * each};
   each_thread<ATTEND_THREADS>([&](int thread) {
-    seen[thread] = seen_of_row(call, given, place, thread);
+    seen[thread] = seen_of_row(call, place, thread);
     DQX_UNROLL
     for (int ahead = 0; ahead < Tile::slots - 1; ++ahead) belt.send_ahead(ahead, thread);
     load_factors(call, given, unit, place, thread, states[thread]);
@@ -526,16 +533,18 @@ __global__ void __launch_bounds__(ATTEND_THREADS, channels > 128 ? 2 : 3)
     sums[thread] = {};
   });
   const auto top = static_cast<float>(call.p_top);
+  const unsigned all = halves ? 0x3c003c00u : static_cast<unsigned>(call.p_top) * 0x01010101u;
   while (belt.step < belt.steps) {
     belt.wait();
     belt.next([&](int warp, int slot) {
-      find_busy<Tile>(warp, place, slots[slot], states);
+      find_busy<Tile, true>(warp, place, slots[slot], states);
       if (!states[warp * 32].busy) return;
       const auto find = [&](auto number) {
         constexpr int part = decltype(number)::value;
         with_scores<Tile>(
             call, warp, slots[slot], part, q, [&](int thread, const ScaledSums& values) {
-              find_probabilities<Tile, part>(values, slots[slot], top, thread, states[thread], p);
+              find_probabilities<Tile, part>(values, slots[slot], top, all, thread, states[thread],
+                                             p);
             });
       };
       find(Number<0>());
@@ -561,7 +570,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, channels > 128 ? 2 : 3)
       });
     };
     add(Number<0>());
-    if constexpr (halves) add(Number<1>());
+    if constexpr (v_steps > 1) add(Number<1>());
   }
   const Place to = place_of_block<ROW_TILE>(call);
   each_thread<ATTEND_THREADS>([&](int thread) {

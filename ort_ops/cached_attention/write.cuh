@@ -155,7 +155,12 @@ __global__ void __launch_bounds__(ROUND_THREADS)
       return code_of(value_of(fed, channel), scale, top) + more;
     });
     if (thread % LANES == 0) *kept = held;
-    write_values<T>(call, from, fed, to.v_cache, thread % LANES);
+  });
+  each_thread<ROUND_THREADS>([&](int thread) {
+    const int64_t vector = vector_of(thread);
+    if (vector >= vectors) return;
+    const Fed fed = fed_vector(call, from, vector);
+    if (fed.place >= 0) write_values<T>(call, from, fed, to.v_cache, thread % LANES);
   });
 }
 

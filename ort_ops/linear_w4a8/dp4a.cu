@@ -16,7 +16,7 @@ int multiply(const Linear& call, const Operands& given, Stream stream) {
 
 }  // namespace
 
-bool fits_dp4a(const Linear&) { return true; }
+bool fits_dp4a(const Linear& call) { return call.activation_bits < 16; }
 
 int multiply_by_dp4a(const Linear& call, const Operands& given, const Plan&, Stream stream) {
   return call.weight_bits == 8 ? multiply<8>(call, given, stream)

@@ -135,14 +135,10 @@ __device__ __forceinline__ void product(const Linear& call, const Rounded& x,
   }
 }
 
-template <int weight_bits, bool gated>
-__global__ void __launch_bounds__(PRODUCT_THREADS)
-    linear_product(Linear call, Rounded x, LinearWeight weight, LinearWeight up, const void* bias,
-                   void* y) {
-  __shared__ Tiles tiles;
-  Totals totals, others;
-  product<weight_bits>(call, x, weight, tiles, totals);
-  if constexpr (gated) product<weight_bits>(call, x, up, tiles, others);
+// The block's tile of y.
+template <bool gated>
+__device__ __forceinline__ void store_square(const Linear& call, const void* bias, void* y,
+                                             Totals& totals, [[maybe_unused]] Totals& others) {
   each_thread<PRODUCT_THREADS>([&](int thread) {
     DQX_UNROLL
     for (int r = 0; r < SIDE; ++r) {
@@ -159,6 +155,17 @@ __global__ void __launch_bounds__(PRODUCT_THREADS)
       }
     }
   });
+}
+
+template <int weight_bits, bool gated>
+__global__ void __launch_bounds__(PRODUCT_THREADS)
+    linear_product(Linear call, Rounded x, LinearWeight weight, LinearWeight up, const void* bias,
+                   void* y) {
+  __shared__ Tiles tiles;
+  Totals totals, others;
+  product<weight_bits>(call, x, weight, tiles, totals);
+  if constexpr (gated) product<weight_bits>(call, x, up, tiles, others);
+  store_square<gated>(call, bias, y, totals, others);
 }
 
 }  // namespace

@@ -14,18 +14,25 @@ size_t aligned(size_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIG
 int64_t run_count(const Linear& call) { return call.rows * (call.depth / call.activation_group); }
 
 size_t code_bytes(const Linear& call) {
+  if (call.activation_bits == 16) return 0;
   return aligned(static_cast<size_t>(call.rows) * static_cast<size_t>(call.depth));
 }
 
 size_t scale_bytes(const Linear& call) {
+  if (call.activation_bits == 16) return 0;
   return aligned(static_cast<size_t>(run_count(call)) * sizeof(float));
 }
 
-// Of the most parts of the depth that any plan may have.
+// Of the most parts of the depth that any plan may have for that many rows, or fewer.
 size_t partial_bytes(const Linear& call) {
-  const int64_t rows = call.rows < MOST_ROWS_IN_PARTS ? call.rows : MOST_ROWS_IN_PARTS;
-  const size_t matrix = static_cast<size_t>(rows) * static_cast<size_t>(call.width);
-  return matrix * sizeof(float) * MOST_PARTS * (call.gated ? 2 : 1);
+  const size_t most = part_bytes(call) * MOST_PARTS;
+  return most < MOST_PARTIAL_BYTES ? most : MOST_PARTIAL_BYTES;
+}
+
+// Whether the parts of a plan have room.
+bool has_room(const Linear& call, const Plan& plan) {
+  return plan.parts == 1 ||
+         (plan.parts > 1 && static_cast<size_t>(plan.parts) * part_bytes(call) <= partial_bytes(call));
 }
 
 template <class T>
@@ -43,9 +50,17 @@ int round_rows(const Linear& call, const void* x, bool packed, const Rounded& to
   }
 }
 
-bool at_chunks(const LinearWeight& weight) {
-  return reinterpret_cast<uintptr_t>(weight.codes) % 16 == 0 &&
-         reinterpret_cast<uintptr_t>(weight.steps) % 16 == 0;
+// Whether all that tensor cores read from where it lies begins at multiples of 16 bytes.
+bool at_chunks(const Linear& call, const void* x, const LinearWeight* weights) {
+  const auto begins = [](const void* memory) {
+    return reinterpret_cast<uintptr_t>(memory) % 16 == 0;
+  };
+  bool all = call.activation_bits < 16 || begins(x);
+  for (int i = 0; i < (call.gated ? 2 : 1); ++i) {
+    all = all && begins(weights[i].codes) && begins(weights[i].steps) &&
+          (call.activation_bits < 16 || begins(weights[i].scales));
+  }
+  return all;
 }
 
 }  // namespace
@@ -60,15 +75,18 @@ int launch_planned_linear(const Linear& call, const Plan& plan, const void* x,
   if (call.rows == 0) return 0;
   auto* codes = static_cast<int8_t*>(workspace);
   void* partial = codes + code_bytes(call) + scale_bytes(call);
-  const Operands given{{codes, reinterpret_cast<float*>(codes + code_bytes(call))},
+  const Operands given{x, {codes, reinterpret_cast<float*>(codes + code_bytes(call))},
                        weights, bias, y, static_cast<float*>(partial)};
-  const bool placed = at_chunks(weights[0]) && at_chunks(weights[call.gated ? 1 : 0]);
+  const bool placed = at_chunks(call, x, weights);
   const auto run = [&](bool fits, auto multiply) {
-    if (!fits) return INVALID_VALUE;
-    const int error = round_rows(call, x, plan.path == Path::mma4, given.x, stream);
+    if (!fits || !has_room(call, plan)) return INVALID_VALUE;
+    const bool packed = plan.path == Path::mma4, taken = call.activation_bits == 16;
+    const int error = taken ? 0 : round_rows(call, x, packed, given.x, stream);
     return error ? error : multiply(call, given, plan, stream);
   };
   switch (plan.path) {
+    case Path::halves: return run(placed && fits_halves(call), multiply_by_halves);
+    case Path::floats: return run(fits_floats(call), multiply_by_floats);
     case Path::mma4: return run(placed && fits_mma4(call), multiply_by_mma4);
     case Path::mma8: return run(placed && fits_mma8(call), multiply_by_mma8);
     default: return run(fits_dp4a(call), multiply_by_dp4a);
@@ -78,8 +96,9 @@ int launch_planned_linear(const Linear& call, const Plan& plan, const void* x,
 int launch_linear(const Linear& call, const void* x, const LinearWeight* weights, const void* bias,
                   void* y, void* workspace, Stream stream) {
   if (call.rows == 0) return 0;
-  const bool placed = at_chunks(weights[0]) && at_chunks(weights[call.gated ? 1 : 0]);
-  const Plan plan = placed ? plan_linear(call) : Plan{Path::dp4a, 32, 1};
+  const bool placed = at_chunks(call, x, weights);
+  const Plan plain{call.activation_bits == 16 ? Path::floats : Path::dp4a, 32, 1};
+  const Plan plan = placed ? plan_linear(call) : plain;
   return launch_planned_linear(call, plan, x, weights, bias, y, workspace, stream);
 }
 

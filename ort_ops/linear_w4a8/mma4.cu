@@ -15,10 +15,7 @@ int multiply_tiles(const Linear& call, const Operands& given, int wanted, Stream
   const int error = launch<Tile::threads>(
       int4_product<channel, gated, rows>, dim3(down, across, used), stream, call, given.x,
       given.weights[0], given.weights[gated ? 1 : 0], given.bias, given.y, partial, depth);
-  if (error || !partial) return error;
-  return launch<FINISH_THREADS>(finish_parts<gated>,
-                                dim3(tiles(call.rows * call.width, FINISH_THREADS)), stream, call,
-                                partial, static_cast<int>(used), given.bias, given.y);
+  return error || !partial ? error : finish<channel, gated>(call, given, used, stream);
 }
 
 // Whether a stage of inputs lies in one run of `length` inputs that share a scale.

@@ -41,22 +41,32 @@ __device__ __forceinline__ int nibble_w_place(int k, int chunk) {
   return k * 8 + (chunk ^ 2 * (k >> 3 & 3));
 }
 
+// What a thread copies, and from where; `steps` are those of the stage's group, up to `group_end`.
+struct NibbleSender {
+  const int8_t* x;
+  const uint8_t* weight;
+  const int8_t* steps;
+  int k, group_end;
+};
+
 template <class Tile>
-__device__ __forceinline__ Sender nibble_sender(const Linear& call, const int8_t* x,
-                                                const LinearWeight& weight, const Part& part,
-                                                int thread) {
+__device__ __forceinline__ NibbleSender nibble_sender(const Linear& call, const int8_t* x,
+                                                      const LinearWeight& weight,
+                                                      const Part& part, int thread) {
   const int64_t row = part.row + thread / Tile::x_chunks;
   const int input = part.first + thread / Tile::w_chunks;
   const int column = part.column + thread % Tile::w_chunks * (CHUNK * 2);
   return {x + (row * call.depth + part.first) / 2 + thread % Tile::x_chunks * CHUNK,
           static_cast<const uint8_t*>(weight.codes) + (int64_t{input} * call.width + column) / 2,
-          weight.steps, part.first};
+          weight.steps + int64_t{part.first / call.group} * call.width + part.column,
+          part.first, (part.first / call.group + 1) * call.group};
 }
 
 // Sends for one stage; zeros where there is nothing.
 template <class Tile, bool stepped>
-__device__ __forceinline__ void send_nibbles(const Linear& call, const Part& part, Sender& from,
-                                             typename Tile::Stage& stage, int thread) {
+__device__ __forceinline__ void send_nibbles(const Linear& call, const Part& part,
+                                             NibbleSender& from, typename Tile::Stage& stage,
+                                             int thread) {
   const int row = thread / Tile::x_chunks, chunk = thread % Tile::x_chunks;
   if (row < Tile::height) {
     copy_chunk(&stage.x[nibble_x_place(row, chunk)], from.x,
@@ -73,10 +83,12 @@ __device__ __forceinline__ void send_nibbles(const Linear& call, const Part& par
   }
   if constexpr (stepped) {
     if (thread < Tile::step_chunks) {
-      const int column = part.column + thread * CHUNK;
-      copy_chunk(&stage.steps[thread * CHUNK],
-                 from.steps + int64_t{from.k / call.group} * call.width + column,
-                 column < call.width);
+      copy_chunk(&stage.steps[thread * CHUNK], from.steps + thread * CHUNK,
+                 part.column + thread * CHUNK < call.width);
+    }
+    if (from.k + NIBBLE_DEPTH >= from.group_end) {
+      from.steps += call.width;
+      from.group_end += call.group;
     }
   }
   from.x += NIBBLE_DEPTH / 2;
@@ -177,7 +189,7 @@ __device__ __forceinline__ void nibble_product(const Linear& call, const Rounded
                                                typename Tile::Stage* stages, Totals& totals) {
   const int count = (part.last - part.first + NIBBLE_DEPTH - 1) / NIBBLE_DEPTH;
   PerThread<Accumulators<Tile::row_tiles>, Tile::threads> run;
-  PerThread<Sender, Tile::threads> senders;
+  PerThread<NibbleSender, Tile::threads> senders;
   const auto fill = [&](int step, int stage, int thread) {
     if (step < count) {
       send_nibbles<Tile, channel>(call, part, senders[thread], stages[stage], thread);
@@ -193,10 +205,8 @@ __device__ __forceinline__ void nibble_product(const Linear& call, const Rounded
     DQX_UNROLL
     for (int step = 0; step < STAGES - 1; ++step) fill(step, step, thread);
   });
-  const auto run_end_from = [&](int k) {
-    return channel ? (k / call.group + 1) * call.group : run_end(call, k);
-  };
-  int stage = 0, empty = STAGES - 1, end = run_end_from(part.first);
+  int stage = 0, empty = STAGES - 1;
+  int end = channel ? (part.first / call.group + 1) * call.group : run_end(call, part.first);
   for (int step = 0; step < count; ++step) {
     const int k = part.first + step * NIBBLE_DEPTH, next = k + NIBBLE_DEPTH;
     each_thread<Tile::threads>([&](int) { wait_for_copies<STAGES - 2>(); });
@@ -211,7 +221,7 @@ __device__ __forceinline__ void nibble_product(const Linear& call, const Rounded
         }
       }
     });
-    if (next >= end) end = run_end_from(next);
+    if (next >= end) end = channel ? end + call.group : run_end(call, next);
     stage = stage + 1 < STAGES ? stage + 1 : 0;
     empty = empty + 1 < STAGES ? empty + 1 : 0;
   }

@@ -15,10 +15,7 @@ int multiply_tiles(const Linear& call, const Operands& given, int wanted, Stream
   const int error = launch<Tile::threads>(
       tensor_core_product<weight_bits, channel, gated, rows, warps>, dim3(down, across, used),
       stream, call, given.x, given.weights[0], up, given.bias, given.y, partial, depth);
-  if (error || !partial) return error;
-  return launch<FINISH_THREADS>(finish_parts<gated>,
-                                dim3(tiles(call.rows * call.width, FINISH_THREADS)), stream, call,
-                                partial, static_cast<int>(used), given.bias, given.y);
+  return error || !partial ? error : finish<channel, gated>(call, given, used, stream);
 }
 
 template <int weight_bits>
@@ -42,7 +39,7 @@ int multiply(const Linear& call, const Operands& given, const Plan& plan, Stream
 // Chunks of 16 bytes are whole, and a slice of the depth lies in one run.
 bool fits_mma8(const Linear& call) {
   const int columns = CHUNK * 8 / call.weight_bits;
-  if (call.depth % CHUNK || call.width % columns) return false;
+  if (call.activation_bits > 8 || call.depth % CHUNK || call.width % columns) return false;
   if (call.channel) {
     return call.activation_group == call.depth && (call.weight_bits == 8 || call.group % SLICE == 0);
   }

@@ -348,7 +348,8 @@ __device__ __forceinline__ void octet_of(const Linear& call, const Rounded& x,
     read_scales(call, weight, 0, column, scales);
     DQX_UNROLL
     for (int j = 0; j < OCTETS; ++j) {
-      value[j] = static_cast<float>(totals.sums.at[tile][j].word[c]) * (scales[j] * x.scales[row]);
+      const auto sum = static_cast<float>(totals.sums.at[tile][j].word[c]);
+      value[j] = __fmul_rn(sum, scales[j] * x.scales[row]);
     }
   } else {
     DQX_UNROLL
@@ -362,8 +363,39 @@ __device__ __forceinline__ void store_octet(void* values, Float type, int64_t pl
   for (int j = 0; j < OCTETS; ++j) store(values, type, place + j, value[j]);
 }
 
+// Eight outputs in a row, from gate and up where `gated`; with several parts of the depth what this
+// one adds to each: partial (part, gate or up, row, column).
+template <bool gated>
+__device__ __forceinline__ void store_outputs(const Linear& call, const void* bias, void* y,
+                                              float* partial, int64_t place, int column,
+                                              float (&value)[OCTETS],
+                                              [[maybe_unused]] const float (&other)[OCTETS]) {
+  const int64_t matrix = call.rows * call.width;
+  if (partial) {
+    const int64_t from = int64_t{blockIdx.z} * (gated ? 2 : 1) * matrix + place;
+    store_octet(partial, Float::fp32, from, value);
+    if constexpr (gated) store_octet(partial, Float::fp32, from + matrix, other);
+    return;
+  }
+  DQX_UNROLL
+  for (int j = 0; j < OCTETS; ++j) {
+    if constexpr (gated) value[j] = silu(value[j]) * other[j];
+    if (bias) value[j] += value_at(bias, call.type, column + j);
+  }
+  store_octet(y, call.type, place, value);
+}
+
+// The integers of the same places as octet_of has them.
+template <int row_tiles>
+__device__ __forceinline__ void store_sums(int* sums, int64_t place,
+                                           const Products<true, row_tiles>& totals, int tile,
+                                           int c) {
+  DQX_UNROLL
+  for (int j = 0; j < OCTETS; ++j) sums[place + j] = totals.sums.at[tile][j].word[c];
+}
+
 // One tile of y; with several parts of the depth, of what each part adds: partial
-// (part, gate or up, row, column).
+// (part, gate or up, row, column), integers where all of a row share a scale, else floats.
 template <class Tile, bool channel, bool gated, class Totals>
 __device__ __forceinline__ void store_tile(const Linear& call, const Rounded& x,
                                            const LinearWeight& weight, const LinearWeight& up,
@@ -371,22 +403,7 @@ __device__ __forceinline__ void store_tile(const Linear& call, const Rounded& x,
                                            float* partial, Totals& totals,
                                            [[maybe_unused]] Totals& others) {
   const int64_t matrix = call.rows * call.width;
-  const auto store_eight = [&](int64_t row, int column, float (&value)[OCTETS],
-                               [[maybe_unused]] float (&other)[OCTETS]) {
-    const int64_t place = row * call.width + column;
-    if (partial) {
-      const int64_t from = int64_t{blockIdx.z} * (gated ? 2 : 1) * matrix + place;
-      store_octet(partial, Float::fp32, from, value);
-      if constexpr (gated) store_octet(partial, Float::fp32, from + matrix, other);
-      return;
-    }
-    DQX_UNROLL
-    for (int j = 0; j < OCTETS; ++j) {
-      if constexpr (gated) value[j] = silu(value[j]) * other[j];
-      if (bias) value[j] += value_at(bias, call.type, column + j);
-    }
-    store_octet(y, call.type, place, value);
-  };
+  const int64_t first = int64_t{blockIdx.z} * (gated ? 2 : 1) * matrix;
   each_thread<Tile::threads>([&](int thread) {
     DQX_UNROLL
     for (int tile = 0; tile < Tile::row_tiles; ++tile) {
@@ -395,12 +412,21 @@ __device__ __forceinline__ void store_tile(const Linear& call, const Rounded& x,
         const int64_t row = part.row + row_in_block(thread, tile, c);
         const int column = part.column + column_in_block(thread, c, 0);
         if (row < call.rows && column < call.width) {
+          const int64_t place = row * call.width + column;
+          if constexpr (channel) {
+            if (partial) {
+              auto* sums = reinterpret_cast<int*>(partial) + first;
+              store_sums(sums, place, totals[thread], tile, c);
+              if constexpr (gated) store_sums(sums, place + matrix, others[thread], tile, c);
+              continue;
+            }
+          }
           float value[OCTETS], other[OCTETS];
           octet_of(call, x, weight, totals[thread], tile, c, row, column, value);
           if constexpr (gated) {
             octet_of(call, x, up, others[thread], tile, c, row, column, other);
           }
-          store_eight(row, column, value, other);
+          store_outputs<gated>(call, bias, y, partial, place, column, value, other);
         }
       }
     }
@@ -428,24 +454,45 @@ __global__ void __launch_bounds__(32 * warps)
 
 constexpr int FINISH_THREADS = 256;
 
-// y of what the parts have left, in their order, so that it is the same every time.
-template <bool gated>
+// y of what the parts have left: integers add up to what one part has; floats in the order of the
+// parts, so that they are the same every time.
+template <class T, bool gated>
 __global__ void __launch_bounds__(FINISH_THREADS)
-    finish_parts(Linear call, const float* partial, int parts, const void* bias, void* y) {
+    finish_parts(Linear call, Rounded x, LinearWeight weight, LinearWeight up, const T* partial,
+                 int parts, const void* bias, void* y) {
   each_thread<FINISH_THREADS>([&](int thread) {
     const int64_t matrix = call.rows * call.width;
     const int64_t place = int64_t{blockIdx.x} * FINISH_THREADS + thread;
     if (place >= matrix) return;
-    float value = 0, other = 0;
+    T sum = 0, other_sum = 0;
     for (int part = 0; part < parts; ++part) {
-      const float* at = partial + int64_t{part} * (gated ? 2 : 1) * matrix + place;
-      value += at[0];
-      if constexpr (gated) other += at[matrix];
+      const T* at = partial + int64_t{part} * (gated ? 2 : 1) * matrix + place;
+      sum += at[0];
+      if constexpr (gated) other_sum += at[matrix];
+    }
+    auto value = static_cast<float>(sum);
+    [[maybe_unused]] auto other = static_cast<float>(other_sum);
+    if constexpr (std::is_same_v<T, int>) {
+      const float scale = x.scales[place / call.width];
+      const int64_t column = place % call.width;
+      value = __fmul_rn(value, value_at(weight.scales, call.scales, column) * scale);
+      if constexpr (gated) other = __fmul_rn(other, value_at(up.scales, call.scales, column) * scale);
     }
     if constexpr (gated) value = silu(value) * other;
     if (bias) value += value_at(bias, call.type, place % call.width);
     store(y, call.type, place, value);
   });
+}
+
+// Starts finish_parts, for `parts` of the depth.
+template <bool channel, bool gated>
+int finish(const Linear& call, const Operands& given, unsigned parts, Stream stream) {
+  using T = std::conditional_t<channel, int, float>;
+  const dim3 blocks(tiles(call.rows * call.width, FINISH_THREADS));
+  return launch<FINISH_THREADS>(finish_parts<T, gated>, blocks, stream, call, given.x,
+                                given.weights[0], given.weights[gated ? 1 : 0],
+                                reinterpret_cast<const T*>(given.partial),
+                                static_cast<int>(parts), given.bias, given.y);
 }
 
 }  // namespace

@@ -1,95 +1,27 @@
 """Graphs whose caches hold codes of attention, against the simulation, for all kinds of targets."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
-import targets
-from exporter.checkpoint import Checkpoint, open_checkpoint
-from exporter.decoding import describe_model, loop_facts
-from exporter.float_session import FloatSession
-from exporter.graph_kind import GraphKind, graph_kinds
-from exporter.graph_rules import rules_of
+from exporter.checkpoint import open_checkpoint
+from exporter.graph_kind import GraphKind
 from exporter.kv_cache import FloatCache
-from exporter.lower import write_graphs, write_weights
-from exporter.operator_use import operator_use
-from exporter.planner import cache_bytes
-from exporter.progress import Progress
-from exporter.prompts import used_vocabulary
-from exporter.quant_options import QuantOptions
-from exporter.recipes import make_recipe
-from exporter.runtime.bundle import Bundle, Graph, RuntimeFacts
 from exporter.runtime.loop import generate
 from exporter.runtime.session import Array, Session
-from exporter.runtime.session_ort import OrtCache, OrtSession, open_session
+from exporter.runtime.session_ort import OrtCache, OrtSession
 from exporter.runtime.settings import Settings
 from exporter.runtime.task import make_canvas
-from exporter.simulate import simulated, turned
-from ort_ops.attention.op import NAME as ATTENTION
-from ort_ops.build import compiler, prebuild
-from ort_ops.cached_attention.op import NAME, ROTARY
 from tests import causal_commit
 from tests.fixtures_lower import CANVAS, TWO_FP32, golden
-from tests.made_up_states import run_passes
+from tests.kept_codes import CACHED, OPTIONS, TARGETS, Made, make
 
-CACHED = GraphKind(cached=True)
 FAMILIES = ("llada", "dream", "sdar", "causal")
-TARGETS = ("cpu", "standard", "jetson-orin", "jetson-orin-jp62")
 ASKED = frozenset({"id1", "l1"})
-OPTIONS = {
-    bits: QuantOptions(q_bits=8, p_bits=8, k_bits=bits, v_bits=bits, kv_bits=bits, p_scale="row")
-    for bits in (8, 4)
-}
-
-
-@dataclass(frozen=True)
-class Made:
-    """One quantized model: its simulation, and its graphs for each target."""
-
-    checkpoint: Checkpoint
-    model: FloatSession
-    bundles: dict[str, Bundle]
-    bytes_a_position: int
-
-    def graph(self, target: str, kind: GraphKind = CACHED) -> OrtSession:
-        wanted = frozenset(kind.outputs)
-        return open_session(self.bundles[target], False, wanted, threads=1, cached=kind.cached)
-
-    def new(self, session: Session, rows: int) -> Any:
-        return session.new_cache(rows, CANVAS)
-
-
-def make(checkpoint: Checkpoint, folder: Path, bits: int, recipe_name: str) -> Made:
-    spec = checkpoint.spec
-    recipe = make_recipe(recipe_name, spec, OPTIONS[bits], "fp32")
-    quantized = run_passes(checkpoint, recipe, folder / "work")
-    described = describe_model(checkpoint, "0" * 64, used_vocabulary(checkpoint), CANVAS)
-    facts, source, bundles = loop_facts(described), turned(checkpoint, recipe), {}
-    kinds = graph_kinds(False, spec.can_cast_shadow)
-    graphs = tuple(
-        Graph(k.name, f"graphs/{k.name}.onnx", k.guided, tuple(k.outputs), k.cached) for k in kinds
-    )
-    for name in TARGETS:
-        draft, target = folder / name, targets.load("cpu" if name == "standard" else name)
-        draft.mkdir()
-        stored = write_weights(source, quantized, recipe, facts, draft, Progress())
-        use, rules = operator_use(target, name != "standard", 0), rules_of(target, CANVAS)
-        operators = write_graphs(spec, stored, recipe, kinds, draft, use, rules)
-        runtime = RuntimeFacts("onnxruntime", ("CPUExecutionProvider",), 0)
-        ours = tuple(operators) if name == "cpu" and compiler() else ()  # others' have no kernel
-        bundles[name] = Bundle(draft, facts, Settings(), runtime, graphs, ours)
-        (draft / "plugins").mkdir()
-        if ours:
-            (draft / "plugins" / prebuild().name).symlink_to(prebuild())
-        turned_inside = recipe.rotation is None and spec.query_scale is None
-        own = ROTARY if turned_inside else NAME
-        found = {n for n in operators if "Attention" in n}
-        assert found == {"cpu": {ATTENTION}, "standard": set()}.get(name, {ATTENTION, own})
-    model = FloatSession(simulated(checkpoint, quantized, recipe), facts.vocab_size)
-    return Made(checkpoint, model, bundles, cache_bytes(spec, recipe))
+SIDES = (("k", ""), ("k", "_scale"), ("v", ""))  # names of a block's buffers
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +45,7 @@ def calls(made: Made, seed: int) -> list[dict[str, Any]]:
     spec, rng = made.checkpoint.spec, np.random.default_rng(seed)
     length = 12
     ids = rng.integers(0, made.model.used_vocab, (2, length))
-    found = []
+    found: list[dict[str, Any]] = []
     for start, stop in ((0, 8), (8, 12), (4, 12)):
         shown = np.arange(CANVAS) >= np.asarray([[0], [4]])
         shown &= np.arange(CANVAS) < (length if found else stop)
@@ -172,12 +104,31 @@ def test_graphs_agree_with_the_simulation(
     assert agreed / asked > 0.7
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_a_cache_the_numbers_are_the_same(
+    family: str, target: str, made: dict[tuple[str, int], Made]
+) -> None:
+    """Of a call on the whole canvas, but where a number falls to the other side of a half."""
+    one, special = made[family, 8], len(made[family, 8].checkpoint.spec.special_ids)
+    cached, full, agreed, asked = one.graph(target), one.graph(target, GraphKind()), 0, 0
+    for seed in range(8):
+        call = calls(one, seed)[0]
+        call["window"] = call["window"][call["window"] < call["ids"].shape[1]]
+        kept = ask(cached, call, one.new(cached, 2), special)["l1"]
+        call["key_mask"] = call["key_mask"][:, : call["ids"].shape[1]]
+        plain = ask(full, call, None, special)["l1"]
+        asked += plain.size
+        agreed += int((np.abs(kept - plain) <= TWO_FP32).sum())
+    assert agreed / asked > 0.7
+
+
 @pytest.mark.parametrize("bits", OPTIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_targets_decode_the_same(
     family: str, bits: int, made: dict[tuple[str, int], Made]
 ) -> None:
-    """Of TensorRT's the function bodies, which turn keys themselves and take them from the cache."""
+    """Of TensorRT the function bodies, which turn keys themselves."""
     one = made[family, bits]
     facts = one.bundles["cpu"].model
     block = facts.block_length or 8
@@ -188,3 +139,33 @@ def test_all_targets_decode_the_same(
     task = make_canvas([[5, 7, 9], [11, 12, 13, 14, 15]], how.gen_length, facts)
     answers = [generate(one.graph(name), facts, how, *task).canvas.tolist() for name in TARGETS]
     assert all(answer == answers[0] for answer in answers)
+
+
+@pytest.mark.parametrize("target", ["cpu", "jetson-orin"])
+@pytest.mark.parametrize("bits", OPTIONS)
+def test_a_cache_takes_what_is_on_record(
+    bits: int, target: str, made: dict[tuple[str, int], Made]
+) -> None:
+    one = made["dream", bits]
+    kept = one.new(one.graph(target), 3)
+    taken = sum(buffer.tensor_size_in_bytes() for buffer in kept.buffers.values())
+    assert taken == 3 * CANVAS * one.bytes_a_position
+    names = {f"{name}_{i}{end}" for i in range(3) for name, end in SIDES}
+    assert set(kept.buffers) == names
+
+
+def test_codes_are_written_in_place(
+    made: dict[tuple[str, int], Made], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By standard operators; ONNX Runtime warns where it copies a buffer before it writes."""
+    one = made["llada", 4]
+    options = ort.SessionOptions()
+    options.log_severity_level = 2
+    path = one.bundles["standard"].folder / "graphs" / f"{CACHED.name}.onnx"
+    session = OrtSession(ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]))
+    kept = one.new(session, 2)
+    places = {name: buffer.data_ptr() for name, buffer in kept.buffers.items()}
+    for call in calls(one, 0):
+        ask(session, call, kept, len(one.checkpoint.spec.special_ids))
+    assert places == {name: buffer.data_ptr() for name, buffer in kept.buffers.items()}
+    assert "in-place" not in capfd.readouterr().err

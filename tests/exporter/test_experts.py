@@ -27,8 +27,8 @@ from passes.transforms.awq import Awq
 from passes.transforms.omniquant import OmniQuant
 from passes.weights.gptq import Gptq
 from passes.weights.rtn import round_to_nearest
-from tests.exporter.test_simulate import calibration, run_passes
 from tests.fixtures_lower import golden
+from tests.made_up_states import calibration, run_passes
 
 
 @st.composite

@@ -23,8 +23,8 @@ from exporter.quant_options import QuantOptions
 from exporter.recipes import Recipe, Storage, make_recipe
 from exporter.simulate import turned
 from exporter.tensor_files import read_header
-from tests.exporter.test_simulate import run_passes
 from tests.fixtures_lower import CANVAS, golden, lower, random_checkpoint
+from tests.made_up_states import run_passes
 
 GIB = 2**30
 Usage = namedtuple("Usage", "total used free")

@@ -29,8 +29,8 @@ from passes.transforms.hadamard import hadamard_dense
 from passes.transforms.online import Permutation, Rotation, Transform
 from passes.weights.rtn import round_to_nearest
 from tests.commands import content
-from tests.exporter.test_simulate import calibration
 from tests.fixtures_lower import GOLDEN_FAMILIES, golden
+from tests.made_up_states import calibration
 
 
 def assert_equal(got: object, want: object, place: str = "block") -> None:

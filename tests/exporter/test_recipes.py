@@ -15,6 +15,7 @@ from exporter.recipe_names import BITS, METHODS, Limits, names
 from exporter.recipes import GROUPS, Storage, make_recipe
 from passes.activations.grid import ActivationGrid
 from passes.activations.ia_aq import IaAq
+from passes.activations.key_mean import KeyMean
 from passes.activations.static import StaticScales
 from passes.calibrate.cgq import Cgq
 from passes.calibrate.clean import Clean
@@ -246,3 +247,43 @@ def test_an_unknown_recipe_is_refused_with_the_known_ones(name: str, known: list
 @pytest.mark.parametrize("target", target_names())
 def test_the_default_recipe_of_a_target_exists(target: str) -> None:
     assert load(target).default_recipe in names()
+
+
+@pytest.mark.parametrize("name", ["w8a8", "w4a8", "w4a4", "w4a8-rtn"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_caches_of_fewer_bits_keep_codes_of_attention(name: str, bits: int) -> None:
+    """Whose keys and values have the bits of the cache, whatever the recipe's name says."""
+    recipe = make_recipe(name, SPEC, QuantOptions(kv_bits=bits), "fp32")
+    assert recipe.keeps_codes and recipe.attention is not None
+    assert (recipe.attention.k_bits, recipe.attention.v_bits) == (bits, bits)
+    kinds = [type(step) for step in recipe.blocks]
+    assert kinds.count(KeyMean) == 1 and kinds.index(KeyMean) < kinds.index(IaAq)
+    assert recipe.draw is not None  # the mean is one of calibration states
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("w4a8", QuantOptions()),
+        ("w4a16", QuantOptions(kv_bits=8)),
+        ("fp16", QuantOptions(kv_bits=4)),
+        ("w4a8", QuantOptions(kv_bits=8, p_scale="static")),
+        ("w4a8-quarot", QuantOptions(kv_bits=8, v_bits=16, p_bits=16)),
+        ("w4a8", QuantOptions(kv_bits=8, q_bits=16)),
+    ],
+    ids=str,
+)
+def test_other_caches_hold_numbers_of_their_own(name: str, options: QuantOptions) -> None:
+    recipe = make_recipe(name, SPEC, options, "fp32")
+    assert not recipe.keeps_codes
+    assert KeyMean not in [type(step) for step in recipe.blocks]
+
+
+@pytest.mark.parametrize("operand", ["k", "v"])
+def test_codes_of_two_widths_are_refused(operand: str) -> None:
+    options: dict[str, Any] = {f"{operand}_bits": 8, "kv_bits": 4}
+    with pytest.raises(UserError, match=f"--{operand}-bits 8 .* codes of 4 bits") as refused:
+        make_recipe("w4a8", SPEC, QuantOptions(**options), "fp32")
+    assert "--kv-bits 8" in refused.value.hint
+    same = QuantOptions(**{**options, "kv_bits": 8})
+    assert make_recipe("w4a8", SPEC, same, "fp32").keeps_codes

@@ -219,7 +219,9 @@ def doubtful(
     if grid.rotation is not None:
         q, k = q @ grid.rotation, k @ grid.rotation
     exact = k
-    if grid.k_bits < 16 and grid.key_mean:
+    if grid.k_mean is not None:
+        exact = k - grid.k_mean[:, None]
+    elif grid.k_bits < 16 and grid.key_mean:
         shown = context.common
         real = torch.ones_like(k[..., :1]) if shown is None else shown.transpose(2, 3).float()
         exact = k - (k * real).sum(2, keepdim=True) / real.sum(2, keepdim=True)
@@ -328,9 +330,10 @@ def test_everything_in_four_bits(family: str, method: str, tmp_path: Path) -> No
         QuantOptions(activation="token"),
         QuantOptions(activation="tensor", p_scale="row", embed_bits=8, head_bits=4),
         QuantOptions(activation="group", group=32, k_bits=4, q_bits=16),
+        QuantOptions(kv_bits=8),
         QuantOptions(q_bits=16, k_bits=16, v_bits=16, p_bits=16, head_bits=16),
     ],
-    ids=["token", "tensor", "group", "float attention"],
+    ids=["token", "tensor", "group", "kept codes", "float attention"],
 )
 def test_every_grid(family: str, bits: str, options: QuantOptions, tmp_path: Path) -> None:
     """On the default method, with rotations, and all components."""
@@ -387,6 +390,8 @@ def test_operators_of_our_own(family: str, bits: str, tmp_path: Path) -> None:
     name = f"{bits}-rtn" if family == "lladamoe" else bits
     ragged = (family, bits) == ("sdar", "w4a4")  # its MLP has no even groups
     options = QuantOptions(activation="token") if ragged else QuantOptions()
+    if family == "sdar":
+        options = replace(options, kv_bits=8)  # codes that caches of the bundle keep
     recipe = make_recipe(name, checkpoint.spec, options, "fp32")
     check_pieces(checkpoint, recipe, tmp_path, OperatorUse())
 

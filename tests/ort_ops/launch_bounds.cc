@@ -11,6 +11,7 @@
 #include <random>
 
 #include "attention/launch.h"
+#include "cached_attention/launch.h"
 #include "kv_update/launch.h"
 #include "linear_w4a8/launch.h"
 #include "warp.cuh"
@@ -125,11 +126,12 @@ bool attention() {
   call.kv_heads = up_to(2);
   call.heads = call.kv_heads * up_to(2);
   call.queries = up_to(70) - 1;
-  call.keys = up_to(140);
+  call.keys = up_to(4) == 1 ? up_to(300) : up_to(140);  // some of them in parts
   call.width = up_to(4) == 1 ? up_to(dqx::MOST_HEAD_WIDTH) : up_to(20);
   if (up_to(2) == 1) call.width = up_to(9) * 16;  // of tensor cores, and one more
   call.q_top = call.k_top = up_to(2) == 1 ? 7 : 127;
   call.v_top = call.p_top = up_to(2) == 1 ? 15 : 255;
+  if (up_to(3) == 1) call.v_top = call.p_top = 0;
   call.type = static_cast<dqx::Float>(up_to(2) - 1);
   const auto rows = static_cast<size_t>(call.batch * call.queries);
   const auto keys = static_cast<size_t>(call.batch * call.keys);
@@ -150,6 +152,63 @@ bool attention() {
   return !error && written(y.get(), queried, size(call.type));
 }
 
+bool cached_attention() {
+  dqx::CachedAttention call{};
+  call.batch = up_to(3);
+  call.kv_heads = up_to(2);
+  call.heads = call.kv_heads * up_to(4);
+  call.capacity = up_to(4) == 1 ? up_to(300) : up_to(140);
+  call.queries = up_to(call.capacity < 40 ? call.capacity : 40);
+  call.width = up_to(3) == 1 ? up_to(20) * 2 : up_to(8) * 32;
+  call.q_top = up_to(2) == 1 ? 7 : 127;
+  call.k_bits = up_to(2) * 4;
+  call.v_bits = 2 << up_to(3);
+  call.p_top = call.v_bits == 16 ? 0 : up_to(2) == 1 ? 15 : 255;
+  call.rotary = up_to(call.width / 2 + 1) * 2 - 2;
+  call.type = static_cast<dqx::Float>(up_to(2) - 1);
+  const size_t each = size(call.type), width = static_cast<size_t>(call.width);
+  const auto rows = static_cast<size_t>(call.batch * call.queries);
+  const auto keys = static_cast<size_t>(call.batch * call.kv_heads * call.capacity);
+  const auto channels = static_cast<size_t>(call.kv_heads) * width;
+  const size_t queried = rows * static_cast<size_t>(call.heads) * width;
+  const size_t turns = rows * static_cast<size_t>(call.rotary / 2) * each;
+  const size_t key_bytes = keys * (width * static_cast<size_t>(call.k_bits) / 8);
+  const size_t value_bytes =
+      keys * (call.v_bits == 16 ? width * each : width * static_cast<size_t>(call.v_bits) / 8);
+  const auto q = about(queried * each, 0x3c), y = bytes(queried * each, 0xff);
+  const auto k = about(rows * channels * each, 0x3c), v = about(rows * channels * each, 0x3c);
+  const auto k_cache = about(key_bytes, 0x3c), v_cache = about(value_bytes, 0x3c);
+  const auto k_scales = bytes(keys * each, 0x1c), scale = bytes(channels * each, 0x1c);
+  const auto zero = bytes(channels * each, 0), turn = bytes(turns, 0x3c);
+  const auto workspace = bytes(dqx::cached_attention_workspace(call), 0xff);
+  const auto count = static_cast<size_t>(call.batch);
+  std::unique_ptr<int64_t[]> start(new int64_t[count]);
+  for (size_t row = 0; row < count; ++row) start[row] = up_to(call.capacity) - 3;
+  std::unique_ptr<int32_t[]> blocks(new int32_t[count * static_cast<size_t>(call.capacity)]);
+  for (size_t i = 0; i < count * static_cast<size_t>(call.capacity); ++i) {
+    blocks[i] = static_cast<int32_t>(i) / (call.capacity + 1) + up_to(5);
+  }
+  std::unique_ptr<int32_t[]> reach(new int32_t[rows]);
+  for (size_t i = 0; i < rows; ++i) reach[i] = up_to(6) - 1;
+  const bool in_place = up_to(2) == 1;
+  const auto keys_left = bytes(key_bytes, 0xff), values_left = bytes(value_bytes, 0xff);
+  const auto scales_left = bytes(keys * each, 0xff);
+  const auto* kept = reinterpret_cast<int8_t*>(k_cache.get());
+  const dqx::CachedOperands operands{q.get(),       k.get(),      v.get(),     kept,
+                                     k_scales.get(), v_cache.get(), start.get(), blocks.get(),
+                                     reach.get(),   zero.get(),   scale.get(), zero.get(),
+                                     turn.get(),    turn.get()};
+  char* left = in_place ? k_cache.get() : keys_left.get();
+  char* of_values = in_place ? v_cache.get() : values_left.get();
+  char* of_keys = in_place ? k_scales.get() : scales_left.get();
+  const dqx::CachedResults results{y.get(), reinterpret_cast<int8_t*>(left), of_keys, of_values};
+  const int error =
+      dqx::launch_cached_attention(call, operands, results, workspace.get(), nullptr);
+  written(left, key_bytes, 1);  // into the sum: all bits are codes, also those of poison
+  written(of_values, value_bytes, 1);
+  return !error && written(of_keys, keys, each) && written(y.get(), queried, each);
+}
+
 }  // namespace
 
 int main(int count, char** words) {
@@ -161,7 +220,7 @@ int main(int count, char** words) {
   }
 #endif
   for (int form = 0; form < forms; ++form) {
-    if (!linear() || !kv_update() || !attention()) {
+    if (!linear() || !kv_update() || !attention() || !cached_attention()) {
       std::printf("form %d failed or left outputs unwritten\n", form);
       return 1;
     }

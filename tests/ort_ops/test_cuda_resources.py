@@ -13,7 +13,14 @@ LAUNCHERS = {
     "linear_w4a8/launch.cu": (3, 40),
     "linear_w4a8/dp4a.cu": (4, 128),
     "linear_w4a8/mma8.cu": (16, 255),
-    "attention/launch.cu": (17, 168),
+    "linear_w4a8/mma4.cu": (10, 255),
+    "attention/launch.cu": (7, 64),
+    "attention/attend.cu": (1, 40),
+    "attention/plain.cu": (4, 168),
+    "attention/tensor_core_64.cu": (5, 168),
+    "attention/tensor_core_128.cu": (5, 168),
+    "attention/tensor_core_256.cu": (5, 255),
+    "cached_attention/launch.cu": (8, 80),
     "kv_update/launch.cu": (6, 40),
 }
 GPUS = pytest.mark.parametrize(

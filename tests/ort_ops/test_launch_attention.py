@@ -198,9 +198,7 @@ def test_what_is_hidden_does_not_count(launched: Launched, width: int, floats: b
 
 @KERNELS
 @PRODUCTS
-def test_tiles_that_nobody_sees_do_not_count(
-    launched: Launched, width: int, floats: bool
-) -> None:
+def test_tiles_that_nobody_sees_do_not_count(launched: Launched, width: int, floats: bool) -> None:
     """Of 200 keys 70 to 140 alone are seen, by some queries."""
     case = some_case(width=width, keys=200, floats=floats)
     case.visible[:] = False

@@ -10,7 +10,7 @@ from tests.launched import compile_on_cpu, host_compiler, kernel_sources
 SANITIZE = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 SOURCES = (
     *kernel_sources("linear_w4a8"), *kernel_sources("attention"), *kernel_sources("kv_update"),
-    "launch_bounds.cc",
+    *kernel_sources("cached_attention"), "launch_bounds.cc",
 )  # fmt: skip
 
 

@@ -156,9 +156,7 @@ def test_it_is_the_reference(
     assert_right(case, output(launched, case, in_place, offset))
 
 
-def some_case(
-    bits: tuple[int, int], half: bool = False, seed: int = 0, **sizes: int
-) -> CachedCase:
+def some_case(bits: tuple[int, int], half: bool = False, seed: int = 0, **sizes: int) -> CachedCase:
     """All see the first 200 of 230 positions; 9 are fed at 100 and at 191."""
     shape = CachedShape(**({"rows": 2, "queries": 9, "capacity": 230, "width": 64} | sizes))
     case = random_case(np.random.default_rng(seed), shape, form_of(bits), half)
@@ -242,9 +240,7 @@ def test_what_is_hidden_does_not_count(
     x["k_cache"][:, :, 200:], x["k_scales"][:, :, 200:] = -128, np.nan
     x["v_cache"][:, :, 200:] = np.nan if bits[1] == 16 else 127
     x["key_block"][:, 215:] = 2**31 - 1
-    np.testing.assert_array_equal(
-        output(launched, with_inputs(case, **x)), output(launched, case)
-    )
+    np.testing.assert_array_equal(output(launched, with_inputs(case, **x)), output(launched, case))
 
 
 @KINDS
@@ -317,8 +313,12 @@ def test_nothing_is_written_outside_of_the_cache(
     left = run(launched, wrong, in_place)
     at = [start + i for i in range(9) if 0 <= start + i < 230]
     untouched = [i for i in range(230) if i not in at]
-    np.testing.assert_array_equal(left.caches.k[0][:, untouched], case.x["k_cache"][0][:, untouched])
-    np.testing.assert_array_equal(left.caches.v[0][:, untouched], case.x["v_cache"][0][:, untouched])
+    np.testing.assert_array_equal(
+        left.caches.k[0][:, untouched], case.x["k_cache"][0][:, untouched]
+    )
+    np.testing.assert_array_equal(
+        left.caches.v[0][:, untouched], case.x["v_cache"][0][:, untouched]
+    )
     right = run(launched, with_inputs(case, start=np.array([100, 100])), in_place)
     np.testing.assert_array_equal(left.caches.k[1], right.caches.k[1])
     np.testing.assert_array_equal(left.y[1], right.y[1])
@@ -347,9 +347,7 @@ def test_larger_calls_need_no_less_memory(
 )  # fmt: skip
 def test_what_is_refused(launched: Launched, wrong: Mapping[str, int]) -> None:
     sizes = {"width": 64, "capacity": 100, "rotary": 0} | wrong
-    call = Call(
-        1, 1, 1, 1, sizes["capacity"], sizes["width"], 127, 255, 4, 8, sizes["rotary"], 0
-    )
+    call = Call(1, 1, 1, 1, sizes["capacity"], sizes["width"], 127, 255, 4, 8, sizes["rotary"], 0)
     error = launched.library.launch(
         ctypes.byref(call), ctypes.byref(Operands()), ctypes.byref(Results()), None
     )

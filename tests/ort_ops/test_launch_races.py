@@ -13,7 +13,7 @@ from tests.launched import compile_on_cpu, host_compiler, kernel_sources
 
 pytestmark = pytest.mark.skipif(host_compiler() is None, reason="no g++")
 ON_THREADS = ("-O1", "-g", "-DDQX_ON_THREADS", "-fsanitize=thread", "-pthread")
-OPERATORS = ("linear_w4a8", "attention", "kv_update")
+OPERATORS = ("linear_w4a8", "attention", "cached_attention", "kv_update")
 FORMS = "60"
 
 

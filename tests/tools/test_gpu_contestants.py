@@ -25,7 +25,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """What `compile_library` makes for GPUs, for this host."""
     sources = ["../tools/launchers.cu", *(f for op in OPERATORS for f in kernel_sources(op))]
     place = tmp_path_factory.mktemp("contestants") / "launchers.so"
-    return loaded(compile_on_cpu(place, sources, "-O1", "-fPIC", "-shared"))
+    return loaded(compile_on_cpu(place, sources, "-O0", "-fPIC", "-shared"))
 
 
 @pytest.mark.parametrize("form", [f for f in attention.FORMS if f.ours], ids=lambda f: f.name)
@@ -47,9 +47,11 @@ def test_pytorch_is_nearly_exact(library: ctypes.CDLL) -> None:
 def test_errors_of_what_is_right_and_wrong() -> None:
     q, k, v = operands("normal", 1, 8, 80, 4, 2, 128)
     right = exact(q, k, v)
-    assert errors(right, right) == (0, pytest.approx(0, abs=1e-12))
-    assert errors(-right, right) == (pytest.approx(2), pytest.approx(2))
-    assert errors(1.1 * right, right) == (pytest.approx(0.1), pytest.approx(0, abs=1e-12))
+    assert errors(right, right)[0] == 0
+    for factor, error, angle in ((-1, 2, 2), (1.1, 0.1, 0)):
+        found = errors(factor * right, right)
+        assert found[0] == pytest.approx(error)
+        assert found[1] == pytest.approx(angle, abs=1e-12)
 
 
 def test_diffuse_rows_are_diffuse() -> None:
@@ -58,7 +60,7 @@ def test_diffuse_rows_are_diffuse() -> None:
     assert scores.softmax(-1).max() < 2 / 1024
 
 
-@pytest.mark.parametrize("name", ["W4A8", "W4A8, gated pair", "W8A8", "W4A4", "W4A16"])
+@pytest.mark.parametrize("name", ["W4A8", "W4A8, gated pair", "W8A8", "W4A4"])
 def test_linears_take_the_next_weights(
     library: ctypes.CDLL, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

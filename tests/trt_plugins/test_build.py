@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from ort_ops.attention import op as attention
+from ort_ops.cached_attention import body as cached_attention
+from ort_ops.cached_attention.op import CachedForm
 from ort_ops.kv_update import op as kv_update
 from ort_ops.linear_w4a8.op import OPS, function_body
 from tests.plugin_harness import Harness, needs_plugins, shown
@@ -19,6 +21,7 @@ FUNCTIONS = [
     *(function_body(op) for op in OPS if op.activation_bits <= 8),
     attention.function_body(),
     kv_update.function_body(),
+    *(cached_attention.function_body(CachedForm(1, 1), rotary) for rotary in (False, True)),
 ]
 TINY = """
 extern "C" __attribute__((visibility("default"))) int getCreators() { return 7; }

@@ -12,13 +12,12 @@ import targets
 from exporter.engine_plans import plan_engines
 from exporter.graph_kind import GraphKind
 from exporter.graph_rules import rules_of
-from exporter.manifest import Span
 from exporter.operator_use import operator_use
 from exporter.quant_options import QuantOptions
 from exporter.runtime.settings import Settings
 from tests.fixtures_lower import CANVAS, golden, lower
 from tests.plugin_harness import needs_plugins
-from tests.rtx_builder import Job, Shape, build_all
+from tests.rtx_builder import Job, build_all, shapes_of
 
 pytestmark = [pytest.mark.trt, needs_plugins]
 
@@ -31,19 +30,6 @@ QUANT = QuantOptions(kv_bits=8, head_bits=16)
 @pytest.fixture(scope="module", autouse=True)
 def rtx() -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="needs the `rtx` extra")
-
-
-def shapes_of(model: onnx.ModelProto, spans: dict[str, Span]) -> dict[str, tuple[Shape, ...]]:
-    """Least, best and largest shape of every input that varies."""
-    found = {}
-    for value in model.graph.input:
-        axes = value.type.tensor_type.shape.dim
-        if any(axis.dim_param for axis in axes):
-            found[value.name] = tuple(
-                tuple(spans[a.dim_param][which] if a.dim_param else a.dim_value for a in axes)
-                for which in range(3)
-            )
-    return found
 
 
 @pytest.mark.parametrize("plugins", [True, False], ids=["plugins", "standard"])
@@ -65,7 +51,7 @@ def test_every_family_builds(
     for kind in KINDS:
         model = onnx.load(lowered.graph(kind))  # with its weights
         spans = plans[kind.name].profiles[-1]
-        jobs.append(Job(model.SerializeToString(), shapes_of(model, spans)))  # type: ignore[arg-type]
+        jobs.append(Job(model.SerializeToString(), shapes_of(model, spans)))
     given = library if plugins else None
     for kind, built in zip(KINDS, build_all(jobs, given, tmp_path / "rtx"), strict=True):
         assert built.engine, built.errors

@@ -44,9 +44,11 @@ class LinearTwin:
     ) -> torch.Tensor:
         """y (M, N) of x (M, K), in its type."""
         rows, along = len(x), self.activation_group
-        y = torch.empty(rows, self.width, dtype=x.dtype, device=x.device)
+        # Triton's interpreter cuts off the bits that bfloat16 has no room for
+        kind = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
+        y = torch.empty(rows, self.width, dtype=kind, device=x.device)
         if not rows:
-            return y
+            return y.to(x.dtype)
         codes, scales = round_all(x, along, self.step, self.op.top)
         tile = min(MOST_ROWS, max(16, triton.next_power_of_2(rows)))
         grid = (triton.cdiv(rows, tile), triton.cdiv(self.width, COLUMNS))
@@ -57,7 +59,7 @@ class LinearTwin:
             self.op.weight_bits, self.op.channel, self.op.steps, self.op.gated, bias is not None,
             tile, COLUMNS, DEPTH,
         )  # fmt: skip
-        return y
+        return y.to(x.dtype)
 
     @property
     def _section(self) -> int:

@@ -11,6 +11,7 @@ __attribute__((visibility("default"))) nvinfer1::IPluginCreatorInterface* const*
     dqx::add_linear(*found);
     dqx::add_attention(*found);
     dqx::add_kv_update(*found);
+    dqx::add_cached_attention(*found);
     return found;
   }();
   count = static_cast<int32_t>(all.size());

@@ -53,5 +53,6 @@ void add_creators(Creators& all, const typename Node::Kind (&kinds)[count]) {
 void add_linear(Creators& all);
 void add_attention(Creators& all);
 void add_kv_update(Creators& all);
+void add_cached_attention(Creators& all);
 
 }  // namespace dqx

@@ -1,4 +1,6 @@
-"""Attention over a cache: the twin in Triton within the bounds of the numpy reference."""
+"""Attention over a cache three ways: twin, numpy reference, and CUDA launcher on the host."""
+
+import ctypes
 
 import numpy as np
 import pytest
@@ -8,9 +10,22 @@ from hypothesis import strategies as st
 
 from ort_ops.cached_attention.op import CachedForm
 from tests.cached_attention_case import Array, CachedCase, CachedShape, random_case
+from tests.launched import Launched, host_compiler
+from tests.ort_ops.test_launch_cached_attention import SOURCES, Call, output
 
 pytestmark = pytest.mark.triton
 FORMS = [(k_bits, v_bits) for k_bits in (8, 4) for v_bits in (8, 4, 16)]
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched | None:
+    """The launcher, where there is a compiler."""
+    if host_compiler() is None:
+        return None
+    made = Launched.compiled(tmp_path_factory.mktemp("cached"), SOURCES)
+    made.library.workspace.restype = made.library.size_of_call.restype = ctypes.c_size_t
+    assert made.library.size_of_call() == ctypes.sizeof(Call)
+    return made
 
 
 def twin_outputs(case: CachedCase, device: str) -> tuple[Array, list[Array]]:
@@ -22,15 +37,10 @@ def twin_outputs(case: CachedCase, device: str) -> tuple[Array, list[Array]]:
     return y, [x[name].cpu().numpy() for name in ("k_cache", "k_scales", "v_cache")]
 
 
-def assert_right(case: CachedCase, device: str) -> None:
-    """y within its bounds, caches bit by bit."""
-    y, caches = twin_outputs(case, device)
+def assert_right(case: CachedCase, y: Array) -> None:
     low, high, _ = case.bounds()
     wrong = ~((low <= y) & (y <= high))
     assert not wrong.any(), f"{y[wrong]} is not between {low[wrong]} and {high[wrong]}"
-    wanted = case.caches()
-    for found, kept in zip(caches, (wanted.k, wanted.k_scales, wanted.v), strict=True):
-        np.testing.assert_array_equal(found, kept)
 
 
 @st.composite
@@ -52,8 +62,17 @@ def cases(draw: st.DrawFn) -> CachedCase:
 
 @settings(max_examples=60)
 @given(case=cases())
-def test_the_twin_is_the_reference(device: str, case: CachedCase) -> None:
-    assert_right(case, device)
+def test_twin_reference_and_launcher_agree(
+    device: str, launched: Launched | None, case: CachedCase
+) -> None:
+    """y within its bounds, caches bit by bit."""
+    y, caches = twin_outputs(case, device)
+    assert_right(case, y)
+    wanted = case.caches()
+    for found, kept in zip(caches, (wanted.k, wanted.k_scales, wanted.v), strict=True):
+        np.testing.assert_array_equal(found, kept)
+    if launched is not None:
+        assert_right(case, output(launched, case))
 
 
 def test_a_wrong_code_in_the_cache_would_show(device: str) -> None:
@@ -62,5 +81,5 @@ def test_a_wrong_code_in_the_cache_would_show(device: str) -> None:
     y, _ = twin_outputs(case, device)
     seen = int(np.argmin(case.x["key_block"][0]))
     case.x["v_cache"][0, 0, seen] ^= 64
-    low, high, _ = case.bounds()
-    assert not ((low <= y) & (y <= high)).all()
+    with pytest.raises(AssertionError, match="is not between"):
+        assert_right(case, y)
