@@ -30,8 +30,9 @@ def attention(
                     kv_num_heads=spec.kv_heads)  # fmt: skip
     k, v = _split(g, spec, spec.kv_heads, k), _split(g, spec, spec.kv_heads, v)
     if sees.write is not None:
-        k = keep(g, spec, f"k_{index}", k, sees.write)
-        v = keep(g, spec, f"v_{index}", v, sees.write)
+        bits = FLOAT_BITS if grid.keeps_own else g.kv_bits
+        k = keep(g, spec, f"k_{index}", k, sees.write, bits)
+        v = keep(g, spec, f"v_{index}", v, sees.write, bits)
     if _has_operator(g, grid):
         return _own_attention(g, spec, index, grid, q, k, v, sees)
     q = _split(g, spec, spec.heads, q)
@@ -43,13 +44,16 @@ def attention(
 
 
 def _has_operator(g: Builder, grid: AttentionGrid) -> bool:
-    """Whether `ort_ops/attention` computes on that grid."""
-    integers = FLOAT_BITS not in (grid.q_bits, grid.k_bits, grid.v_bits, grid.p_bits)
-    static = grid.v_scale is not None and grid.p_scale == "row" and grid.key_mean
+    """Whether `ort_ops/attention` computes on that grid; on a GPU also with float values."""
     use = g.operators
     if use is None or not use.attention or (g.compute != FLOAT and not use.plugins):
         return False
-    return integers and static
+    if FLOAT_BITS in (grid.q_bits, grid.k_bits) or not grid.key_mean:
+        return False
+    if grid.v_bits == grid.p_bits == FLOAT_BITS:
+        return use.plugins
+    static = grid.v_scale is not None and grid.p_scale == "row"
+    return static and FLOAT_BITS not in (grid.v_bits, grid.p_bits)
 
 
 def _own_attention(
@@ -71,12 +75,17 @@ def _own_attention(
     if grid.k_mean is not None:  # then there are no common keys, of which the operator took a mean
         k = g.op("Sub", k, g.weight(f"{index}.k_mean"))
         common = g.op("And", common, g.op("Not", common))
-    scale, zero = g.weight(f"{index}.v_scale"), g.weight(f"{index}.v_zero")
+    floats = grid.v_bits == FLOAT_BITS  # values and probabilities have no grid
+    if floats:
+        shape = g.ints([spec.kv_heads, 1, 1, spec.head_dim])
+        scale = zero = g.op("Reshape", g.zeros(spec.kv_heads * spec.head_dim), shape)
+    else:
+        scale, zero = g.weight(f"{index}.v_scale"), g.weight(f"{index}.v_zero")
     return g.own(
         NAME, function_body, q, k, v, sees.visible, common, scale, zero,
         heads=spec.heads, kv_heads=spec.kv_heads,
         q_top=2 ** (grid.q_bits - 1) - 1, k_top=2 ** (grid.k_bits - 1) - 1,
-        v_top=2**grid.v_bits - 1, p_top=2**grid.p_bits - 1,
+        v_top=0 if floats else 2**grid.v_bits - 1, p_top=0 if floats else 2**grid.p_bits - 1,
     )  # fmt: skip
 
 

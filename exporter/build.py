@@ -138,7 +138,7 @@ def build(
         reference.save(draft / emit.GATE)
         manifest = emit.describe(
             described, recipe, target, settings, options.accuracy_level, kinds,
-            operators, cache_bytes(spec, recipe),
+            operators, cache_bytes(spec, recipe, [block.attention for block in stored.blocks]),
             emit.describe_calibration(made.calibration, prompts, rollout),
             emit.describe_passes(made.calibration, made.quantized, made.recipe),
         )  # fmt: skip

@@ -11,8 +11,9 @@ from exporter.visibility_graph import Visibility
 from ort_ops.attention.op import NAME as ATTENTION
 from ort_ops.attention.op import function_body as attention_body
 from ort_ops.cached_attention.body import formula, function_body, read, write
-from ort_ops.cached_attention.op import NAME, ROTARY, TURNS, CachedForm
+from ort_ops.cached_attention.op import TURNS, CachedForm, operator_name
 from ort_ops.function_body import Body
+from passes.activations.attention import FLOAT as FLOAT_BITS
 from passes.activations.attention import AttentionGrid
 
 INT8 = ir.DataType.INT8
@@ -58,22 +59,25 @@ def cached_attention(
     k and v (rows, Q, kv heads · K), with which the fed positions are overwritten. Where
     `turns_inside`, q and k are still without their positions.
     """
+    floats = grid.v_bits == FLOAT_BITS
     form = CachedForm(
-        spec.heads, spec.kv_heads, q_top=2 ** (grid.q_bits - 1) - 1, p_top=2**grid.p_bits - 1,
-        k_bits=grid.k_bits, v_bits=grid.v_bits,
+        spec.heads, spec.kv_heads, q_top=2 ** (grid.q_bits - 1) - 1,
+        p_top=0 if floats else 2**grid.p_bits - 1, k_bits=grid.k_bits, v_bits=grid.v_bits,
     )  # fmt: skip
     if grid.rotation is not None:
         turn = g.weight(f"{index}.rotation")
         q, k = (_by_head(g, spec, turn, x) for x in (q, k))
     buffers = _buffers(g, spec, index, form)
     caches = [g.input(name, *kind) for name, kind in buffers.items()]
-    sides = (g.weight(f"{index}.{name}") for name in ("k_mean", "v_scale", "v_zero"))
+    mean = g.weight(f"{index}.k_mean")
+    unused = g.zeros(spec.kv_heads * spec.head_dim) if floats else None
+    sides = (unused or g.weight(f"{index}.{name}") for name in ("v_scale", "v_zero"))
     assert sees.write is not None and sees.key_block is not None and sees.reach is not None
     inputs = {
         "q": q, "k": k, "v": v,
         **dict(zip(("k_cache", "k_scales", "v_cache"), caches, strict=True)),
         "start": sees.write, "key_block": sees.key_block, "reach": sees.reach,
-        **dict(zip(("k_mean", "v_scale", "v_zero"), sides, strict=True)),
+        "k_mean": mean, **dict(zip(("v_scale", "v_zero"), sides, strict=True)),
     }  # fmt: skip
     inside = turns_inside(g, spec, index, sees)
     if inside:
@@ -81,10 +85,10 @@ def cached_attention(
     use = g.operators
     if use is not None and use.cached_attention:
         y, *kept = g.owns(
-            ROTARY if inside else NAME, lambda body: function_body(form, inside, body), 4,
+            operator_name(form, inside), lambda body: function_body(form, inside, body), 4,
             *inputs.values(), **vars(form),
         )  # fmt: skip
-    elif use is not None and use.attention and g.compute == FLOAT:
+    elif use is not None and use.attention and g.compute == FLOAT and not floats:
         kept = list(write(Inlined(g), form, inputs))
         y = _from_numbers(g, form, inputs, kept, sees)
     else:
@@ -117,7 +121,9 @@ def _buffers(
     return {
         f"k_{index}": (INT8, [*where, spec.head_dim * form.k_bits // 8]),
         f"k_{index}_scale": (g.compute, [*where, 1]),
-        f"v_{index}": (INT8, [*where, spec.head_dim * form.v_bits // 8]),
+        f"v_{index}": (g.compute, [*where, spec.head_dim])
+        if form.v_bits == FLOAT_BITS
+        else (INT8, [*where, spec.head_dim * form.v_bits // 8]),
     }
 
 

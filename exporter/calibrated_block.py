@@ -1,7 +1,7 @@
 """A block while passes work on it: its tensors, its grids, and what calibration states feed it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -19,6 +19,7 @@ from exporter.mlp import finish, trace_gated
 from exporter.model import (
     GROUPS,
     Context,
+    attend,
     positioned_keys,
     rms_norm,
     run_block,
@@ -183,6 +184,13 @@ class CalibratedBlock:
             x = self._trace(batch, ATTENTION[0].name)
             k = positioned_keys(self.spec, self.layer, x, batch.context)
             yield k, batch.weights.view(batch.hidden.shape[:2])
+
+    def attended(self, grid: AttentionGrid | None) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        layer = replace(self.layer, attention=grid)
+        for batch in self.batches:
+            y = attend(self.spec, layer, self._trace(batch, ATTENTION[0].name), batch.context)
+            shape = (*batch.hidden.shape[:2], self.spec.heads, self.spec.head_dim)
+            yield y.view(shape), batch.weights.view(shape[:2])
 
     def operands(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         for batch in self.batches:

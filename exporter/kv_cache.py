@@ -27,7 +27,7 @@ class Kept:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """All keys and values, once k and v (B, kv heads, Q, K) stand at `start`.
 
-        `codes`: they are on the grids of attention already.
+        `codes`: they are what attention computes with, on its grids already if it has some.
         """
         fed, bits = slice(self.start, self.start + k.shape[2]), FLOAT if codes else self.bits
         self.keys[:, :, fed] = round_tokens(k, bits)

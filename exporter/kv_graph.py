@@ -10,25 +10,25 @@ INT8, UINT8 = ir.DataType.INT8, ir.DataType.UINT8
 FLOAT = 16  # bits of a cache that holds what is computed
 
 
-def keep(g: Builder, spec: Spec, name: str, new: ir.Value, write: ir.Value) -> ir.Value:
+def keep(g: Builder, spec: Spec, name: str, new: ir.Value, write: ir.Value, bits: int) -> ir.Value:
     """All keys or values (rows, kv heads, C, K) of a block, `new` ones (rows, kv heads, Q, K) at
     the positions from `write` (rows,) on.
 
     With 8 or 4 bits a vector becomes whole numbers and a scale when it is written.
     """
-    if g.kv_bits == FLOAT:
+    if bits == FLOAT:
         return _scattered(g, spec, name, g.compute, spec.head_dim, new, write)
-    top = 2 ** (g.kv_bits - 1) - 1
+    top = 2 ** (bits - 1) - 1
     scale = g.row_scale(g.op("Abs", new), top)
     if g.rules.codes_by_scales:
-        assert g.kv_bits == 8, "the target refuses others"
+        assert bits == 8, "the target refuses others"
         one, zero = g.number(1.0), g.int8_zero()
         codes = g.op("QuantizeLinear", g.op("Div", new, scale), one, zero)
         codes = _scattered(g, spec, name, INT8, spec.head_dim, codes, write)
         whole = g.op("DequantizeLinear", codes, one, zero)
         return g.op("Mul", whole, _scattered(g, spec, f"{name}_scale", g.compute, 1, scale, write))
     codes = g.op("Round", g.op("Div", new, scale))
-    if g.kv_bits == 8:
+    if bits == 8:
         codes = _scattered(g, spec, name, INT8, spec.head_dim, g.cast(codes, INT8), write)
         whole = g.cast(codes, g.compute)
     else:
@@ -49,7 +49,7 @@ def _scattered(
     """
     shape: list[int | str] = ["rows", spec.kv_heads, g.capacity, width]
     cache = g.input(name, dtype, shape)
-    native = g.rules.opset >= 24 and g.kv_bits == FLOAT
+    native = g.rules.opset >= 24 and width == spec.head_dim and dtype == g.compute
     if g.operators is not None and g.operators.kv_update and not native:
         kept = g.own(NAME, function_body, cache, new, write)
     elif g.rules.opset >= 24:

@@ -176,7 +176,7 @@ def attend(spec: Spec, layer: Layer, x: torch.Tensor, context: Context) -> torch
         k, v = kept.feed(k, v, codes=True)
         return rounded_attention(q, k, v, context.allowed, grid).transpose(1, 2).flatten(-2)
     if kept is not None:
-        k, v = kept.feed(k, v)
+        k, v = kept.feed(k, v, codes=grid is not None and grid.keeps_own)
     if grid is None or grid.is_float:
         out = F.scaled_dot_product_attention(
             q, k, v, context.allowed, enable_gqa=spec.heads != spec.kv_heads

@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,7 @@ from exporter.errors import UserError
 from exporter.families import Spec, block_shapes
 from exporter.linear_groups import EXACT, group_of_each
 from exporter.recipes import Recipe
+from passes.activations.attention import FLOAT, AttentionGrid
 from passes.base import LinearGroup
 from passes.numerics import group_count
 from passes.weights.lorc import Lorc
@@ -96,14 +97,27 @@ def head_bytes(spec: Spec, recipe: Recipe) -> float:
     return spec.vocab_size * spec.width * each
 
 
-def cache_bytes(spec: Spec, recipe: Recipe) -> int:
-    """What keys and values of one position take in all blocks when they are kept between calls."""
-    compute = FLOAT_BYTES[recipe.compute]
-    vectors = 2 * spec.head_dim * compute
-    if recipe.kv_bits < 16:  # and scales: codes of attention have one for the key alone
-        scales = 1 if recipe.keeps_codes else 2
-        vectors = 2 * spec.head_dim * recipe.kv_bits // 8 + scales * compute
-    return spec.layers * spec.kv_heads * vectors
+def cache_bytes(
+    spec: Spec, recipe: Recipe, grids: Sequence[AttentionGrid | None] | None = None
+) -> int:
+    """What keys and values of one position take in all blocks when they are kept between calls.
+
+    `grids`: of attention in each block, once that is known; by default what the recipe says.
+    """
+    of_blocks = [recipe.attention] * spec.layers if grids is None else grids
+    return sum(spec.kv_heads * _kept(spec, recipe, grid) for grid in of_blocks)
+
+
+def _kept(spec: Spec, recipe: Recipe, grid: AttentionGrid | None) -> int:
+    """A key and a value, with their scales: codes of attention have one for the key alone."""
+    compute, bits = FLOAT_BYTES[recipe.compute], recipe.kv_bits
+    whole, codes = spec.head_dim * compute, spec.head_dim * bits // 8
+    if bits == FLOAT or (recipe.keeps_codes and (grid is None or grid.is_float)):
+        return 2 * whole
+    if not recipe.keeps_codes:
+        return 2 * (codes + compute)
+    assert grid is not None
+    return codes + compute + (whole if grid.v_bits == FLOAT else codes)
 
 
 def bits_a_weight(spec: Spec, recipe: Recipe) -> float:

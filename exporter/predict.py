@@ -117,13 +117,16 @@ def arithmetic(
 ) -> Arithmetic:
     """What the products of a linear run in, as `linear_graph` writes them.
 
-    Inputs on a scale a token are multiplied as integers; on a scale a group only by operators of
-    ours, where these know the weight's width; all others as floats.
+    Inputs on a scale a token are multiplied as integers; on a scale a group, and inputs that the
+    recipe leaves in float, only by operators of ours, where these know the weight's width and round
+    inputs to bytes; all others as floats.
     """
     own = recipe.on_grids(block, group)
-    if own.grid is None or own.activation is None:
+    if own.grid is None:
         return "fp16"
     ours = use is not None and own.grid.bits in use.weight_bits
+    if own.activation is None:
+        return "int8" if ours and use is not None and use.float_bits == 8 else "fp16"
     return "int8" if own.activation.granularity != "group" or ours else "fp16"
 
 

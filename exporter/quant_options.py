@@ -21,6 +21,9 @@ class QuantOptions:
     v_bits: int | None = _option(None, "Of values.")
     p_bits: int | None = _option(None, "Of attention probabilities.")
     p_scale: Literal["static", "row"] = _option("row", "Scale of probabilities: of a row, or one.")
+    attention_limit: float | None = _option(
+        None, "Error of attention, relative and squared, above which a block takes floats for it."
+    )
     kv_bits: int = _option(16, "Of kept keys and values (--cache): 8, 4, or 16 as computed.")
     clip: bool | None = _option(None, "Search weight scales instead of covering maxima.")
     act_order: bool = _option(False, "GPTQ: columns of large input first.")

@@ -12,6 +12,7 @@ from exporter.families import Spec
 from exporter.quant_options import QuantOptions
 from exporter.recipe_names import BITS, SCALES, Limits, Precision, full_name, parse
 from passes.activations.attention import FLOAT, AttentionGrid
+from passes.activations.choose_attention import ChooseAttention
 from passes.activations.grid import ActivationGrid
 from passes.activations.ia_aq import IaAq
 from passes.activations.key_mean import KeyMean
@@ -74,6 +75,11 @@ class Recipe:
     def keeps_codes(self) -> bool:
         """Whether caches hold the codes of keys and values that attention computes with."""
         return keeps_codes(self.attention, self.kv_bits)
+
+    @property
+    def chooses_attention(self) -> bool:
+        """Whether blocks may have other grids of attention than the recipe's."""
+        return any(isinstance(step, ChooseAttention) for step in self.blocks)
 
     def on_grids(self, block: int, group: LinearGroup) -> LinearGroup:
         """`group` of the given block, with the grids that its weights and inputs go on."""
@@ -192,9 +198,25 @@ def _passes(
             "Component `iaaq` chooses the scales of values, which stay float here",
             "Give --v-bits 8 or 4, or a recipe with quantized attention, such as w4a8",
         )
+    if options.attention_limit is not None:
+        grids.append(_choice(attention, options.attention_limit))
     smooth = (SmoothQuant(),) if "smooth" in components else ()
     # grids see the channels that run, so they come behind the transforms
     return (*smooth, *transforms.get(method, ()), *grids, solvers.get(method, Rtn()))
+
+
+def _choice(attention: AttentionGrid | None, limit: float) -> ChooseAttention:
+    if attention is None or FLOAT in (attention.v_bits, attention.p_bits):
+        raise UserError(
+            f"--attention-limit {limit:g} chooses between integers and floats in attention, "
+            "of which this recipe has floats alone",
+            "Use a recipe with quantized attention, such as w4a8, or leave --attention-limit out",
+        )
+    if not limit > 0:
+        raise UserError(
+            f"--attention-limit {limit:g} is not possible", "Use a share above 0, such as 0.01"
+        )
+    return ChooseAttention(limit)
 
 
 def _check_budgets(precision: Precision, options: QuantOptions) -> None:

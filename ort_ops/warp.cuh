@@ -80,6 +80,8 @@ inline uint32_t fma_bfloats(uint32_t a, uint32_t b, uint32_t c) {
   return bfloats_of(at(a, 0) * at(b, 0) + at(c, 0), at(a, 1) * at(b, 1) + at(c, 1));
 }
 
+inline uint32_t masked_xor(uint32_t a, uint32_t mask, uint32_t bits) { return (a & mask) ^ bits; }
+
 inline void copy_now(void* to, const void* from, bool there) {
   if (there) {
     std::memcpy(to, from, 16);
@@ -339,6 +341,13 @@ __device__ __forceinline__ uint32_t halves_of(float low, float high) {
 __device__ __forceinline__ uint32_t bfloats_of(float low, float high) {
   uint32_t word;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+
+// (a & mask) ^ bits in one instruction, which takes but one constant: the other is kept in a register.
+__device__ __forceinline__ uint32_t masked_xor(uint32_t a, uint32_t mask, uint32_t bits) {
+  uint32_t word;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(word) : "r"(a), "r"(mask), "r"(bits));
   return word;
 }
 

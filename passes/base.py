@@ -210,6 +210,13 @@ class Block(Protocol):
         """Calibration keys (B, kv heads, S, K) with their positions, w (B, S), fp32, as above."""
         ...
 
+    def attended(self, grid: AttentionGrid | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """What attention on a grid makes of the calibration inputs; None: in floats.
+
+        Batches of y (B, S, heads, K) and token weights w (B, S), fp32, as above.
+        """
+        ...
+
     def operands(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Calibration operands of P V: p (B, heads, S, S), v (B, kv heads, S, K), w (B, S), fp32.
 

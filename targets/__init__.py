@@ -12,7 +12,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Format = Literal["fp32", "fp16", "bf16", "int8", "int4", "fp8", "nvfp4"]
-Operator = Literal["linear", "linear-w4", "attention", "kv-update", "cached-attention"]
+Operator = Literal[
+    "linear", "linear-w4", "linear-w4a16", "attention", "kv-update", "cached-attention"
+]
 
 
 class Target(BaseModel):
@@ -40,7 +42,8 @@ class Target(BaseModel):
     tensorrt: str | None = None  # the version the facts hold for, and later ones of that major
     cuda: str | None = None  # likewise
     opset: int  # highest ONNX opset that the runtime reads
-    # of our own that have kernels there; linear-w4: those with 4-bit weights and integer inputs
+    # of our own that have kernels there; linear-w4: those with 4-bit weights and integer inputs;
+    # linear-w4a16: beside these, those with 4-bit weights and float inputs
     operators: tuple[Operator, ...] = ()
     plugins: tuple[Literal["ipluginv3", "qdp"], ...] = ()  # TensorRT plugin mechanisms, best first
     fixed_capacity: bool = False  # caches have a length that stands in the graph

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -119,7 +119,7 @@ class Compiled:
     @cached_property
     def listings(self) -> list[Listing]:
         """Needs `disassembler()`."""
-        return list(_listings(disassembled(self.image)))
+        return listings_of(disassembled(self.image))
 
 
 class Compiler:
@@ -173,15 +173,17 @@ def disassembled(image: Path) -> str:
     return done.stdout
 
 
-def _listings(text: str) -> Iterator[Listing]:
-    gpu = 0
+def listings_of(text: str) -> list[Listing]:
+    """All kernels of what cuobjdump prints."""
+    gpu, found = 0, []
     for part in re.split(r"(?=\bcode for sm_|\bFunction : )", text):
         if head := re.match(r"code for sm_(\d+)", part):
             gpu = int(head[1])
         elif head := re.match(r"Function : (\w+)", part):
             lines = INSTRUCTION.findall(part)
             code = (Instruction(int(at, 16), name, operands) for at, name, operands in lines)
-            yield Listing(head[1], gpu, tuple(code))
+            found.append(Listing(head[1], gpu, tuple(code)))
+    return found
 
 
 def _threads() -> int:

@@ -1,7 +1,7 @@
 """Small models whose caches hold codes of attention, with graphs for all kinds of targets."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,8 @@ from exporter.runtime.session import Session
 from exporter.runtime.session_ort import OrtSession, open_session
 from exporter.runtime.settings import Settings
 from exporter.simulate import simulated, turned
-from ort_ops.attention.op import NAME as ATTENTION
 from ort_ops.build import compiler, prebuild
-from ort_ops.cached_attention.op import NAME, ROTARY
+from passes.base import Block, Pass
 from tests.fixtures_lower import CANVAS
 from tests.made_up_states import run_passes
 
@@ -44,6 +43,7 @@ class Made:
     checkpoint: Checkpoint
     model: FloatSession
     bundles: dict[str, Bundle]
+    operators: dict[str, frozenset[str]]  # of attention, by target
     bytes_a_position: int
 
     def graph(self, target: str, kind: GraphKind = CACHED) -> OrtSession:
@@ -57,13 +57,19 @@ class Made:
 def make(
     checkpoint: Checkpoint, folder: Path, bits: int, recipe_name: str,
     names: Sequence[str] = TARGETS, compute: Storage = "fp32",
+    steps: Sequence[Pass[Block]] = (),
 ) -> Made:  # fmt: skip
-    """Run a recipe and write the graphs for the targets `names`; "standard": without operators."""
+    """Run a recipe and write the graphs for the targets `names`; "standard": without operators.
+
+    `steps`: passes more, before weights are rounded.
+    """
     spec = checkpoint.spec
     recipe = make_recipe(recipe_name, spec, OPTIONS[bits], compute)
+    recipe = replace(recipe, blocks=(*recipe.blocks[:-1], *steps, recipe.blocks[-1]))
     quantized = run_passes(checkpoint, recipe, folder / "work")
     described = describe_model(checkpoint, "0" * 64, used_vocabulary(checkpoint), CANVAS)
-    facts, source, bundles = loop_facts(described), turned(checkpoint, recipe), {}
+    facts, source = loop_facts(described), turned(checkpoint, recipe)
+    bundles, made = dict[str, Bundle](), dict[str, frozenset[str]]()
     kinds = graph_kinds(False, spec.can_cast_shadow)
     graphs = tuple(
         Graph(k.name, f"graphs/{k.name}.onnx", k.guided, tuple(k.outputs), k.cached) for k in kinds
@@ -80,9 +86,7 @@ def make(
         (draft / "plugins").mkdir()
         if ours:
             (draft / "plugins" / prebuild().name).symlink_to(prebuild())
-        turned_inside = recipe.rotation is None and spec.query_scale is None
-        own = ROTARY if turned_inside else NAME
-        found = {n for n in operators if "Attention" in n}
-        assert found == {"cpu": {ATTENTION}, "standard": set()}.get(name, {ATTENTION, own})
+        made[name] = frozenset(n for n in operators if "Attention" in n)
     model = FloatSession(simulated(checkpoint, quantized, recipe), facts.vocab_size)
-    return Made(checkpoint, model, bundles, cache_bytes(spec, recipe))
+    size = cache_bytes(spec, recipe, [block.attention for block in stored.blocks])
+    return Made(checkpoint, model, bundles, made, size)

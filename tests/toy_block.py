@@ -119,6 +119,14 @@ class ToyBlock:
             _, k, _ = self.queries_keys_values(x)
             yield self.shown(k.transpose(1, 2), batch).transpose(1, 2), batch.weights
 
+    def attended(self, grid: AttentionGrid | None) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self.batches:
+            _, x = next(self.trace(batch))
+            shown = batch.valid[:, None, None, :]
+            q, k, v = self.queries_keys_values(x)
+            y = quantized_attention(q, k, v, shown, shown, grid or AttentionGrid())
+            yield self.shown(y.transpose(1, 2), batch), batch.weights
+
     def operands(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for batch in self.batches:
             _, x = next(self.trace(batch))

@@ -5,11 +5,11 @@
     python -m tools.bench_kernels --library kernels.so        on the GPU, with PyTorch
 
 Contestants take turns on linears of real models, and on whole canvases and blocks of attention;
-each call takes the next of several copies of its operands, so that no weight lies in a cache. Times are
-medians over rounds of graphs of several calls, by events of the device. Floors are made of rates
-that were measured in this run (a copy of 1 GiB; torch's `_int_mm` and bf16 product of 8192 cubed).
-For other boards that floor, at their bandwidth and rates, divided by the share of it that was
-reached here: a prediction and no measurement.
+each call takes the next of several copies of its operands, so that no weight lies in a cache. Times
+are medians over rounds of graphs of several calls, by events of the device. Floors are made of
+rates that were measured in this run (a copy of 1 GiB; torch's `_int_mm` and bf16 product of 8192
+cubed). For other boards that floor, at their bandwidth and rates, divided by the share of it that
+was reached here: a prediction and no measurement.
 
 Results go to a file as they come. A run with the same file goes on where the last one ended, be it
 killed or out of its time.
@@ -29,6 +29,7 @@ import typer
 
 from tools import bench_attention_gpu as attention
 from tools import bench_linears_gpu as linears
+from tools.attention_forms import SHAPES
 from tools.gpu_launchers import compile_library, loaded
 from tools.gpu_machine import Machine, board, boards, measure_machine
 from tools.tables import markdown
@@ -95,7 +96,7 @@ def pieces(
             "attention", shape.title,
             partial(attention.compare, library, machine, shape, rounds, calls),
         )
-        for shape in attention.SHAPES if shape.keys in keys and only != "linears"
+        for shape in SHAPES if shape.keys in keys and only != "linears"
     ]  # fmt: skip
     return [piece for pair in zip_longest(products, shapes) for piece in pair if piece is not None]
 
@@ -140,7 +141,7 @@ def report(results: Results) -> str:
 
 def plan(machine: Machine, names: list[str], rows: list[int], keys: list[int]) -> str:
     """What will be measured, with its floors on a machine: by calculation."""
-    shapes = [shape for shape in attention.SHAPES if shape.keys in keys]
+    shapes = [shape for shape in SHAPES if shape.keys in keys]
     text = [
         f"Floors on {machine.name} by calculation: {machine.bandwidth / 1e9:.4g} GB/s, "
         f"{machine.int8 / 1e12:.4g} T multiply-adds/s of 8 bits, {machine.halves / 1e12:.4g} T "
@@ -199,7 +200,7 @@ def main(
         compile_library(*compile_for)
         return
     names, many = linear or list(linears.LINEARS), rows or list(linears.ROWS)
-    lengths = keys or sorted({shape.keys for shape in attention.SHAPES})
+    lengths = keys or sorted({shape.keys for shape in SHAPES})
     if planned is not None:
         try:
             typer.echo(plan(board(planned), names, many, lengths))

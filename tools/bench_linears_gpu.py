@@ -15,7 +15,7 @@ from ort_ops.linear_w4a8.launch import Call, WeightPointers
 from ort_ops.linear_w4a8.op import LinearOp
 from tools.gpu_launchers import checked, stream
 from tools.gpu_machine import Machine
-from tools.gpu_timing import Run, contestant, copies, take_turns
+from tools.gpu_timing import Run, as_graphs, contestant, copies, rounds_of
 
 LINEARS = {  # inputs and outputs
     "LLaDA-8B q": (4096, 4096), "LLaDA-8B gate": (4096, 12288), "LLaDA-8B down": (12288, 4096),
@@ -195,7 +195,8 @@ def compare(
             if form.takes(rows, name)
         ]
     present = {each.name: each.run for each in field if each.run is not None}
-    seconds, plain = take_turns(present, rounds, calls)
+    works, plain = as_graphs(present, calls)
+    seconds = rounds_of(works, rounds, calls)
     table = [row_of(machine, name, rows, NAMED[key], seconds) for key in present]
     return table, {each.name: each.absent for each in field if each.run is None} | plain
 

@@ -8,57 +8,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ort_ops.attention.launch import Call as AttentionCall
 from ort_ops.build import ROOT
+from ort_ops.cached_attention.launch import Call as CachedCall
+from ort_ops.cached_attention.launch import Operands as CachedOperands
+from ort_ops.cached_attention.launch import Results as CachedResults
 
-OPERATORS = ("linear_w4a8", "attention", "cached_attention")
-
-
-class AttentionCall(ctypes.Structure):
-    """`Attention` of attention/launch.h."""
-
-    _fields_ = [
-        (name, ctypes.c_int32)
-        for name in (
-            "batch", "heads", "kv_heads", "queries", "keys", "width", "q_top", "k_top", "v_top",
-            "p_top", "type",
-        )
-    ]  # fmt: skip
-
-
-class CachedCall(ctypes.Structure):
-    """`CachedAttention` of cached_attention/launch.h."""
-
-    _fields_ = [
-        (name, ctypes.c_int32)
-        for name in (
-            "batch", "heads", "kv_heads", "queries", "capacity", "width", "q_top", "p_top",
-            "k_bits", "v_bits", "rotary", "type",
-        )
-    ]  # fmt: skip
-
-
-class CachedOperands(ctypes.Structure):
-    """`CachedOperands` of cached_attention/launch.h."""
-
-    _fields_ = [
-        (name, ctypes.c_void_p)
-        for name in (
-            "q", "k", "v", "k_cache", "k_scales", "v_cache", "start", "key_block", "reach",
-            "k_mean", "v_scale", "v_zero", "cos", "sin",
-        )
-    ]  # fmt: skip
-
-
-class CachedResults(ctypes.Structure):
-    """`CachedResults` of cached_attention/launch.h."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in ("y", "k_cache", "k_scales", "v_cache")]
+OPERATORS = ("linear_w4a8", "attention", "cached_attention", "kv_update")
+__all__ = [
+    "OPERATORS", "AttentionCall", "CachedCall", "CachedOperands", "CachedResults", "checked",
+    "compile_library", "loaded", "stream",
+]  # fmt: skip
 
 
 def compile_library(sm: str, place: Path) -> None:
     """For GPUs of one compute capability × 10, such as 87 or 90a."""
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    sources = [Path(__file__).with_name("launchers.cu")]
+    sources = [ROOT / "cuda_library" / "c_functions.cc"]
     for operator in OPERATORS:
         sources += sorted((ROOT / operator).glob("*.cu"))
     options = ["-std=c++17", "-O3", f"-arch=sm_{sm}", "-Xcompiler=-fPIC", f"-I{ROOT}"]

@@ -66,10 +66,8 @@ def as_graph(run: Run, calls: int) -> Run:
     return lambda _: graph.replay()
 
 
-def take_turns(
-    field: Mapping[str, Run], rounds: int, calls: int
-) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Seconds of a call of each contestant, one a round; who could not be a graph, and why."""
+def as_graphs(field: Mapping[str, Run], calls: int) -> tuple[dict[str, Run], dict[str, str]]:
+    """Contestants as graphs of several calls; who cannot be one, and why, is called that often."""
     works: dict[str, Run] = {}
     plain: dict[str, str] = {}
     for name, run in field.items():
@@ -78,14 +76,24 @@ def take_turns(
         except RuntimeError as error:  # it waits for the device, or allocates by itself
             works[name] = _by_calls(run, calls)
             plain[name] = f"timed call by call: {error}".splitlines()[0]
-    seconds: dict[str, list[float]] = {name: [] for name in field}
+    return works, plain
+
+
+def _by_calls(run: Run, calls: int) -> Run:
+    return lambda _: [run(turn) for turn in range(calls)]
+
+
+def take_turns(field: Mapping[str, Run], rounds: int, calls: int) -> dict[str, list[float]]:
+    """Seconds of a call of each contestant, one a round."""
+    return rounds_of(as_graphs(field, calls)[0], rounds, calls)
+
+
+def rounds_of(works: Mapping[str, Run], rounds: int, calls: int) -> dict[str, list[float]]:
+    """The same, of what `as_graphs` made."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
         work(0)
     for _ in range(rounds):
         for name, work in works.items():
             seconds[name].append(seconds_of(work, 1) / calls)
-    return seconds, plain
-
-
-def _by_calls(run: Run, calls: int) -> Run:
-    return lambda _: [run(turn) for turn in range(calls)]
+    return seconds

@@ -26,7 +26,8 @@ ROOT = Path(__file__).parents[1]
 PATTERNS = (  # below the root: all that the library is made of
     "trt_plugins/build.py", "trt_plugins/*/*.h", "trt_plugins/*/*.cc",
     "ort_ops/launch.h", "ort_ops/on_cpu.h", "ort_ops/*.cuh",
-    "ort_ops/*/launch.h", "ort_ops/*/paths.h", "ort_ops/*/*.cuh", "ort_ops/*/*.cu",
+    "ort_ops/*/launch.h", "ort_ops/*/paths.h", "ort_ops/*/tile_rule.h", "ort_ops/*/tiles.h",
+    "ort_ops/*/*.cuh", "ort_ops/*/*.cu",
 )  # fmt: skip
 EXPORTS = ("getCreators", "setLoggerFinder")
 FLAGS = ("-std=c++17", "-O3")

@@ -71,6 +71,9 @@ def evaluate(
     gen_length: Annotated[int | None, typer.Option(min=0, help="Tokens to generate.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Model calls an answer.")] = None,
     block_length: Annotated[int | None, typer.Option(min=1, help="Tokens of a block.")] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Keys and values kept: none, prefix, dual or exact.")
+    ] = None,
     threshold: Annotated[float | None, typer.Option(help="Of the sampler of that name.")] = None,
     factor: Annotated[float | None, typer.Option(help="Of the sampler of that name.")] = None,
     cfg_scale: Annotated[float | None, typer.Option(help="Classifier-free guidance.")] = None,
@@ -105,7 +108,7 @@ def evaluate(
 
     given: dict[str, Any] = {
         "sampler": sampler, "gen_length": gen_length, "steps": steps, "block_length": block_length,
-        "threshold": threshold, "factor": factor, "cfg_scale": cfg_scale, "eps": eps,
+        "cache": cache, "threshold": threshold, "factor": factor, "cfg_scale": cfg_scale, "eps": eps,
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "alg_temp": alg_temp,
         "seed": quant.seed or None, "early_stop": early_stop, "eos_inf": eos_inf,
         "confidence_eos_inf": confidence_eos_inf,

@@ -1,5 +1,6 @@
 #include "attend.cuh"
 
+#include "join.cuh"
 #include "room.cuh"
 
 namespace dqx {
@@ -37,6 +38,8 @@ size_t place_room(const Attend& call, void* start, AttendRoom& room) {
   room.products = rest.take<int>(in_parts * call.width);
   room.totals = rest.take<int>(in_parts);
   room.parts = parts_of_keys(call);
+  room.rows = row_count(call);
+  room.rows_of_head = rows_of_head(call);
   return rest.bytes;
 }
 
@@ -51,6 +54,13 @@ bool fits_tensor_cores(const Attend& call, const AttendOperands& given) {
   const bool halves = call.v_bits != 16 || call.v_type == Float::fp16;
   return call.width % multiple == 0 && halves && begins_at(given.k, 16) && begins_at(given.v, 16) &&
          begins_at(given.y, 16);
+}
+
+int join(const Attend& call, const AttendOperands& given, const AttendRoom& room, Stream stream) {
+  const int64_t channels = row_count(call) * call.width;
+  const dim3 blocks(static_cast<unsigned>((channels + JOIN_THREADS - 1) / JOIN_THREADS));
+  const auto kernel = call.v_bits == 16 ? join_parts<float> : join_parts<int>;
+  return launch<JOIN_THREADS>(kernel, blocks, stream, call, given, room);
 }
 
 }  // namespace
@@ -69,8 +79,8 @@ int attend(const Attend& call, const AttendOperands& given, void* workspace, Str
   AttendRoom room;
   place_room(call, workspace, room);
   const dim3 lists(static_cast<unsigned>(row_tiles(call)), static_cast<unsigned>(call.batch));
-  const int error = launch<LIST_THREADS>(list_stops, lists, stream, call, given.seen, room);
-  if (error) return error;
+  const int listed = launch<LIST_THREADS>(list_stops, lists, stream, call, given.seen, room);
+  if (listed) return listed;
   if (!fits_tensor_cores(call, given)) {
     room.parts = 1;
     return attend_plain(call, given, room, stream);
@@ -78,7 +88,8 @@ int attend(const Attend& call, const AttendOperands& given, void* workspace, Str
   const auto attend_by = call.width <= 64    ? attend_64
                          : call.width <= 128 ? attend_128
                                              : attend_256;
-  return attend_by(call, given, room, stream);
+  const int error = attend_by(call, given, room, stream);
+  return error || room.parts == 1 ? error : join(call, given, room, stream);
 }
 
 }  // namespace dqx

@@ -23,8 +23,8 @@ struct AttendTile {
   static constexpr bool halves = in_halves;  // values, and their products
   static constexpr int keys = channels > (halves ? 64 : 128) ? 32 : 64, groups = keys / GROUP;
   static constexpr int slices = channels / SLICE, value_mmas = channels / 8;
-  // values of a tile come at once, or in two steps: then they take no more room
-  static constexpr int v_steps = halves && channels > 128 ? 2 : 1, v_keys = keys / v_steps;
+  // halves of 32 keys come at once, if they have room
+  static constexpr int v_steps = halves && channels != 128 ? 2 : 1, v_keys = keys / v_steps;
   static constexpr int k_row = channels / CHUNK + 1;
   static constexpr int v_row = (halves ? 2 : 1) * channels / CHUNK + 1;
   static constexpr int chunks = keys * k_row > v_keys * v_row ? keys * k_row : v_keys * v_row;
@@ -60,8 +60,7 @@ __device__ __forceinline__ void send_rows(const int8_t* from, int bytes, uint4* 
   }
 }
 
-// Keys `first` and on, of all; `left` of them at most. `seen`: who of the tile's first keys is seen
-// by this thread's row, null: nobody.
+// Keys `first` and on, of all; `left` of them at most. `seen`: which of them this thread's row sees.
 template <class Tile>
 __device__ __forceinline__ void send_keys(const Attend& call, const AttendOperands& from,
                                           int64_t first, int left, const uint32_t* seen,
@@ -82,9 +81,9 @@ __device__ __forceinline__ void send_keys(const Attend& call, const AttendOperan
   if (thread >= ROW_TILE) return;
   if constexpr (Tile::keys == SEEN_KEYS) {
     copy_one(reinterpret_cast<Seen*>(slot.seen[thread]), reinterpret_cast<const Seen*>(seen),
-             seen != nullptr);
+             true);
   } else {
-    copy_one(slot.seen[thread], seen, seen != nullptr);
+    copy_one(slot.seen[thread], seen, true);
   }
 }
 
@@ -92,7 +91,7 @@ __device__ __forceinline__ void send_keys(const Attend& call, const AttendOperan
 // behind: `any` has a bit for each that somebody sees.
 template <class Tile>
 __device__ __forceinline__ void send_values(const Attend& call, const AttendOperands& from,
-                                            int64_t first, int left, uint64_t any,
+                                            int64_t first, int left, uint32_t any,
                                             typename Tile::Slot& slot, int thread) {
   constexpr int chunks = Tile::channels / CHUNK;
   const auto* values = static_cast<const int8_t*>(from.v);

@@ -57,6 +57,8 @@ struct AttendRoom {
   void* products;   // (parts, batch, kv heads, rows, width): of more than one part
   void* totals;     // (parts, batch, kv heads, rows)
   int32_t parts;    // of keys
+  int64_t rows;     // of all sequences and key heads
+  int64_t rows_of_head;
 };
 
 constexpr int INVALID_VALUE = 1;  // cudaErrorInvalidValue
@@ -70,7 +72,7 @@ size_t attend_workspace(const Attend& call);  // bytes that `attend` needs
 // y of all queries; the workspace begins at a multiple of 16 bytes.
 int attend(const Attend& call, const AttendOperands& given, void* workspace, Stream stream);
 
-// The kernels. `room` has its stops.
+// The kernels: y, or, but for the plain one, sums of more than one part. `room` has its stops.
 int attend_64(const Attend& call, const AttendOperands& given, const AttendRoom& room,
               Stream stream);
 int attend_128(const Attend& call, const AttendOperands& given, const AttendRoom& room,

@@ -57,8 +57,9 @@ __device__ __forceinline__ int64_t vector_of_row(const Attend& call, const Place
 }
 
 // Which of all rows it is, in what blocks tell each other.
-__device__ __forceinline__ int64_t place_of_row(const Attend& call, const Place& place, int row) {
-  return place.kv_head * (int64_t{call.queries} * place.shared) + place.first + row;
+__device__ __forceinline__ int64_t place_of_row(const AttendRoom& room, const Place& place,
+                                                int row) {
+  return place.kv_head * room.rows_of_head + place.first + row;
 }
 
 // The tiles of a block: `count` of room.stops from `first` on.

@@ -49,14 +49,13 @@ __device__ __forceinline__ void load_factors(const Attend& call, const AttendOpe
 // Of all parts, -inf where a row sees nothing; 0 of what is no row.
 __device__ __forceinline__ void load_largest(const Attend& call, const AttendRoom& room,
                                              const Place& place, int thread, RowState& state) {
-  const int64_t rows = int64_t{call.batch} * call.queries * call.heads;
   DQX_UNROLL
   for (int r = 0; r < 2; ++r) {
     const int row = row_of(thread, r);
     if (row >= place.rows) continue;
-    const float* at = room.largest + place_of_row(call, place, row);
+    const float* at = room.largest + place_of_row(room, place, row);
     float largest = -INFINITY;
-    for (int part = 0; part < room.parts; ++part) largest = larger(largest, at[part * rows]);
+    for (int part = 0; part < room.parts; ++part) largest = larger(largest, at[part * room.rows]);
     state.largest[r] = largest;
   }
 }
@@ -325,11 +324,12 @@ struct Step {
   }
 };
 
-// Of which words of `seen` row `thread` of the block is, -1: it is no row.
+// Where `seen` has row `thread` of the block. What is no row sees what the last one does: nobody
+// asks for its y.
 __device__ __forceinline__ int seen_of_row(const Attend& call, const Place& place, int thread) {
-  if (thread >= place.rows) return -1;
+  const int row = thread < place.rows ? thread : place.rows - 1;
   const int tiles = (call.keys + SEEN_KEYS - 1) / SEEN_KEYS;
-  return (static_cast<int>(place.sequence) * call.queries + query_of(place, thread)) * tiles;
+  return (static_cast<int>(place.sequence) * call.queries + query_of(place, row)) * tiles;
 }
 
 // What all steps of a block are sent from.
@@ -348,11 +348,11 @@ __device__ __forceinline__ void send_step(const Attend& call, const AttendOperan
   const int key = stop.tile * SEEN_KEYS + at.first, left = call.keys - key;
   const int64_t first = int64_t{source.first_key} + key;
   if (at.of_values) {
-    const uint64_t any = uint64_t{stop.any.word[1]} << 32 | stop.any.word[0];
-    send_values<Tile>(call, given, first, left, any >> at.first, slot, thread);
+    const uint32_t any = (at.first < 32 ? stop.any.word[0] : stop.any.word[1]) >> at.first % 32;
+    send_values<Tile>(call, given, first, left, any, slot, thread);
     return;
   }
-  const uint32_t* words = seen < 0 ? nullptr : given.seen[seen + stop.tile].word + at.first / 32;
+  const uint32_t* words = given.seen[seen + stop.tile].word + at.first / 32;
   send_keys<Tile>(call, given, first, left, words, slot, thread);
 }
 
@@ -402,11 +402,10 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 3)
       each_lane(warp, [&](int thread) {
         const int row = row_of(thread, r);
         if (thread % 4 || row >= to.rows) return;
-        const int64_t rows = int64_t{call.batch} * call.queries * call.heads;
         const float largest = states[thread].largest[r];
         const float scale = given.q_scales[vector_of_row(call, to, row)];
         const bool none = scale != scale && largest != -INFINITY;
-        room.largest[to.part * rows + place_of_row(call, to, row)] = none ? scale : largest;
+        room.largest[to.part * room.rows + place_of_row(room, to, row)] = none ? scale : largest;
       });
     }
   });
@@ -485,12 +484,11 @@ __device__ __forceinline__ void store_part(const Attend& call, const AttendRoom&
                                            const Sums<Tile>& sums) {
   using Mine = Runs<Tile>;
   using T = decltype(Mine::total(sums, 0));
-  const int64_t rows = int64_t{call.batch} * call.queries * call.heads;
   DQX_UNROLL
   for (int r = 0; r < 2; ++r) {
     const int row = row_of(thread, r);
     if (row >= place.rows) return;
-    const int64_t vector = place.part * rows + place_of_row(call, place, row);
+    const int64_t vector = place.part * room.rows + place_of_row(room, place, row);
     if (thread % 4 == 0) static_cast<T*>(room.totals)[vector] = Mine::total(sums, r);
     T* to = static_cast<T*>(room.products) + vector * call.width;
     DQX_UNROLL
@@ -585,38 +583,6 @@ __global__ void __launch_bounds__(ATTEND_THREADS, channels > 128 ? 2 : 3)
   });
 }
 
-// y from the sums of all parts. A thread a channel of a row.
-template <class T>
-__global__ void __launch_bounds__(ATTEND_THREADS)
-    join_parts(Attend call, AttendOperands given, AttendRoom room) {
-  each_thread<ATTEND_THREADS>([&](int thread) {
-    const int shared = call.heads / call.kv_heads;
-    const int64_t of_head = int64_t{call.queries} * shared;
-    const int64_t rows = of_head * call.batch * call.kv_heads;
-    const int64_t index = int64_t{blockIdx.x} * ATTEND_THREADS + thread, row = index / call.width;
-    if (row >= rows) return;
-    T sum = 0, total = 0;
-    float largest = -INFINITY;
-    for (int part = 0; part < room.parts; ++part) {  // always in this order
-      sum += static_cast<const T*>(room.products)[part * rows * call.width + index];
-      total += static_cast<const T*>(room.totals)[part * rows + row];
-      largest = larger(largest, room.largest[part * rows + row]);
-    }
-    const int64_t kv_head = row / of_head, query = row % of_head / shared;
-    const int64_t head = kv_head % call.kv_heads * shared + row % shared;
-    const int channel = static_cast<int>(index % call.width);
-    const int64_t of_values = kv_head % call.kv_heads * call.width + channel;
-    const float y = result(call, given, row_end(call, largest, total), of_values, sum);
-    const int64_t vector =
-        (kv_head / call.kv_heads * call.queries + query) * call.heads + head;
-    if (call.type == Float::fp16) {
-      store(static_cast<Half*>(given.y) + vector * call.width + channel, y);
-    } else {
-      store(static_cast<float*>(given.y) + vector * call.width + channel, y);
-    }
-  });
-}
-
 template <int channels, bool halves>
 int attend_in(const Attend& call, const AttendOperands& given, const AttendRoom& room,
               Stream stream) {
@@ -624,17 +590,13 @@ int attend_in(const Attend& call, const AttendOperands& given, const AttendRoom&
   const dim3 blocks(static_cast<unsigned>((rows + ROW_TILE - 1) / ROW_TILE),
                     static_cast<unsigned>(call.kv_heads),
                     static_cast<unsigned>(call.batch * room.parts));
-  int error = launch<ATTEND_THREADS>(find_largest<channels>, blocks, stream, call, given, room);
+  const int error =
+      launch<ATTEND_THREADS>(find_largest<channels>, blocks, stream, call, given, room);
   if (error) return error;
   const double step = call.k_bits == 4 ? 16 : 1;  // of codes in the sums
   const double unit = 1.4426950408889634 / std::sqrt(static_cast<double>(call.width)) / step;
-  error = launch<ATTEND_THREADS>(add_up<channels, halves>, blocks, stream, call, given, room,
+  return launch<ATTEND_THREADS>(add_up<channels, halves>, blocks, stream, call, given, room,
                                  static_cast<float>(unit));
-  if (error || room.parts == 1) return error;
-  using T = std::conditional_t<halves, float, int>;
-  const int64_t all = rows * call.kv_heads * call.batch * call.width;
-  const dim3 joins(static_cast<unsigned>((all + ATTEND_THREADS - 1) / ATTEND_THREADS));
-  return launch<ATTEND_THREADS>(join_parts<T>, joins, stream, call, given, room);
 }
 
 template <int channels>

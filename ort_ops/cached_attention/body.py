@@ -8,11 +8,10 @@ import onnx_ir as ir
 from ort_ops.cached_attention.op import (
     INPUTS,
     LEAST_SCALE,
-    NAME,
     NEVER,
-    ROTARY,
     TURNS,
     CachedForm,
+    operator_name,
 )
 from ort_ops.function_body import Body
 from ort_ops.kv_update.op import written
@@ -26,7 +25,7 @@ def function_body(form: CachedForm, rotary: bool = False, body: Body | None = No
     names = (*INPUTS, *TURNS) if rotary else INPUTS
     outputs = formula(body, form, {name: body.input(name) for name in names})
     kinds = dict.fromkeys(vars(form), ir.AttributeType.INT)
-    return body.function(ROTARY if rotary else NAME, outputs, kinds, activations=False)
+    return body.function(operator_name(form, rotary), outputs, kinds, activations=False)
 
 
 def formula(body: Body, form: CachedForm, x: Mapping[str, ir.Value]) -> list[ir.Value]:

@@ -16,7 +16,8 @@ fp16; B rows, Q fed positions, a cache of C, H heads, G key heads of K channels:
 * y T (B, Q, H · K), and the caches with the fed positions written, meant to be in place.
 
 `DqxCachedAttentionRotary` has two more inputs, cos and sin T (B, Q, R / 2): it turns channel i of q
-and k with channel i + R / 2 first, i < R / 2.
+and k with channel i + R / 2 first, i < R / 2. With v_bits 16 names end in `FloatValues`, so that a
+model may have both kinds, with a function body each.
 
 Attributes: `heads`, `kv_heads`; `q_top` (7 or 127) and `p_top` (15 or 255), the largest codes;
 `k_bits` (8 or 4); `v_bits` (8 or 4; 16 goes with p_top 0). The largest codes of keys and values are
@@ -49,6 +50,8 @@ INPUTS = (
 )  # fmt: skip
 TURNS = ("cos", "sin")
 
+FLOAT_VALUES = "FloatValues"
+
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 
@@ -72,6 +75,11 @@ class CachedForm:
     def v_top(self) -> int:
         """0: values are floats."""
         return 0 if self.v_bits == 16 else 2**self.v_bits - 1
+
+
+def operator_name(form: CachedForm, rotary: bool) -> str:
+    """What a node with these attributes is called."""
+    return (ROTARY if rotary else NAME) + FLOAT_VALUES * (form.v_bits == 16)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ struct Value;
 struct Info;        // type and shape of a tensor
 struct KernelInfo;  // of a node, while its kernel is made
 struct Context;     // of a call
+struct Memory;      // where a tensor lies
 
 using Slot = const void* const;
 
@@ -25,7 +26,16 @@ struct ApiBase {
 
 constexpr uint32_t API_VERSION = 18;
 
-enum ElementType { UNDEFINED = 0, FLOAT = 1, INT8 = 3, FLOAT16 = 10, INT4 = 22 };
+struct Allocator {
+  uint32_t version;
+  void* (*allocate)(Allocator*, size_t bytes);
+  void (*free)(Allocator*, void* memory);
+};
+
+enum ElementType {
+  UNDEFINED = 0, FLOAT = 1, INT8 = 3, INT32 = 6, INT64 = 7, BOOL = 9, FLOAT16 = 10,
+  BFLOAT16 = 16, INT4 = 22
+};
 enum Characteristic { REQUIRED = 0, OPTIONAL = 1 };
 
 // What ONNX Runtime asks of an operator (OrtCustomOp of API 18).
@@ -52,8 +62,8 @@ struct CustomOp {
   void* infer_shape;
   int (*start_version)(const CustomOp*);
   int (*end_version)(const CustomOp*);
-  void* may_inplace;
-  void* release_may_inplace;
+  size_t (*may_inplace)(int** inputs, int** outputs);
+  void (*release_may_inplace)(int* inputs, int* outputs);
   void* alias_map;
   void* release_alias_map;
 };
@@ -107,6 +117,22 @@ class Api {
                  Value** out) const {
     return at<Status*(Context*, size_t, const int64_t*, size_t, Value**)>(91)(context, index,
                                                                               shape, rank, out);
+  }
+  // The queue of a GPU that the call works on; null on the CPU.
+  Status* stream(const Context* context, void** out) const {
+    return at<Status*(const Context*, void**)>(193)(context, out);
+  }
+  Status* memory(const Value* value, const Memory** out) const {
+    return at<Status*(const Value*, const Memory**)>(194)(value, out);
+  }
+  Status* allocator(const Context* context, const Memory* memory, Allocator** out) const {
+    return at<Status*(const Context*, const Memory*, Allocator**)>(253)(context, memory, out);
+  }
+  void release(Allocator* allocator) const { at<void(Allocator*)>(132)(allocator); }
+  // Memory that belongs to the stream of a call; the allocator frees it.
+  Status* scratch(const Context* context, const Memory* memory, size_t bytes, void** out) const {
+    return at<Status*(const Context*, const Memory*, size_t, void**)>(277)(context, memory, bytes,
+                                                                           out);
   }
   Status* constant_input(const KernelInfo* info, size_t index, int* constant,
                          const Value** out) const {

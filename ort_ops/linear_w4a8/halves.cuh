@@ -79,18 +79,18 @@ __device__ __forceinline__ HalfSender half_sender(const Linear& call, const void
 template <class Tile>
 __device__ __forceinline__ void send_scales(const Linear& call, const Part& part, HalfSender& from,
                                             typename Tile::Stage& stage, int thread) {
-  const int size = call.scales == Float::fp16 ? 2 : 4, chunk = thread % Tile::scale_chunks;
-  const int64_t row = int64_t{call.width} * size;
+  const int in_chunk = call.scales == Float::fp16 ? CHUNK / 2 : CHUNK / 4;
+  const int chunk = thread % Tile::scale_chunks, column = chunk * in_chunk;
   DQX_UNROLL
   for (int slice = 0; slice < 2; ++slice) {
     const int end = from.k + (slice + 1) * SLICE;
     if (end < from.group_end && end < part.last) continue;
-    if (thread / Tile::scale_chunks == slice && chunk * CHUNK < Tile::columns * size) {
+    if (thread / Tile::scale_chunks == slice && column < Tile::columns) {
       copy_chunk(&stage.scales[slice][chunk], from.scales + chunk * CHUNK,
-                 end - SLICE < part.last && part.column + chunk * CHUNK / size < call.width);
+                 end - SLICE < part.last && part.column + column < call.width);
     }
     if (end < from.group_end) continue;
-    from.scales += row;
+    from.scales += int64_t{call.width} * (CHUNK / in_chunk);
     from.group_end += call.group;
   }
 }

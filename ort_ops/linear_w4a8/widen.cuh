@@ -24,8 +24,8 @@ struct Pairs<Half> {
     DQX_UNROLL
     for (int byte = 0; byte < 4; ++byte) {
       const uint32_t both = byte_of_both(first, second, byte);
-      const uint32_t low = (both & 0x000f000fu) ^ 0x64086408u;   // 1024 + (8 + c)
-      const uint32_t high = (both & 0x00f000f0u) ^ 0x64806480u;  // 1024 + 16 (8 + c)
+      const uint32_t low = masked_xor(both, 0x000f000fu, 0x64086408u);   // 1024 + (8 + c)
+      const uint32_t high = masked_xor(both, 0x00f000f0u, 0x64806480u);  // 1024 + 16 (8 + c)
       columns[2 * byte] = fma_halves(low, 0x3c003c00u, 0xe408e408u);       // * 1 - 1032
       columns[2 * byte + 1] = fma_halves(high, 0x2c002c00u, 0xd480d480u);  // / 16 - 72
     }
@@ -36,7 +36,7 @@ struct Pairs<Half> {
     DQX_UNROLL
     for (int byte = 0; byte < 4; ++byte) {
       const uint32_t both = byte_of_both(first, second, byte);
-      const uint32_t moved = (both & 0x00ff00ffu) ^ 0x64806480u;    // 1024 + (128 + c)
+      const uint32_t moved = masked_xor(both, 0x00ff00ffu, 0x64806480u);   // 1024 + (128 + c)
       columns[byte] = fma_halves(moved, 0x3c003c00u, 0xe480e480u);  // * 1 - 1152
     }
   }
@@ -56,8 +56,9 @@ struct Pairs<Bfloat> {
       const uint32_t both = byte_of_both(first, second, byte);
       DQX_UNROLL
       for (int high = 0; high < 2; ++high) {
-        const uint32_t moved = (both >> 4 * high & 0x000f000fu) ^ 0x43084308u;    // 128 + (8 + c)
-        columns[2 * byte + high] = fma_bfloats(moved, 0x3f803f80u, 0xc308c308u);  // * 1 - 136
+        const uint32_t moved = masked_xor(both >> 4 * high, 0x000f000fu, 0x43084308u);
+        // 128 + (8 + c), * 1 - 136
+        columns[2 * byte + high] = fma_bfloats(moved, 0x3f803f80u, 0xc308c308u);
       }
     }
   }

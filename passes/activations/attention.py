@@ -42,14 +42,25 @@ class AttentionGrid:
 
     @property
     def keeps_codes(self) -> bool:
-        """Whether a cache can hold the codes that attention computes with.
+        """Whether a cache can hold the codes that attention computes with, or values as they are.
 
         Then codes of a key and a value depend on nothing but these: the mean key is calibrated, and
         so are the scales of values.
         """
-        integers = FLOAT not in (self.q_bits, self.k_bits, self.v_bits, self.p_bits)
-        static = self.k_mean is not None and self.v_scale is not None
-        return integers and static and self.p_scale == "row"
+        if self.k_mean is None or FLOAT in (self.q_bits, self.k_bits):
+            return False
+        if self.v_bits == self.p_bits == FLOAT:
+            return True
+        integers = FLOAT not in (self.v_bits, self.p_bits)
+        return integers and self.v_scale is not None and self.p_scale == "row"
+
+    @property
+    def keeps_own(self) -> bool:
+        """Whether a cache holds what attention computes with, be it codes or floats.
+
+        Such is the rule for models with a calibrated mean key: nothing is rounded for the cache.
+        """
+        return self.k_mean is not None
 
 
 def quantize_keys(k: Tensor, visible: Tensor | None, grid: AttentionGrid) -> Tensor:

@@ -39,7 +39,12 @@ GATED = [option for option in QUICK_W4 if option != "--no-gate"]
         (["--target", "jetson-orin", "--engine", "full"], "No engines", "--engine"),
         ([*RTX, "--recipe", "w4a8", "--no-operators"], "4-bit weights", "--no-operators"),
         ([*RTX, "--kv-bits", "8", "--no-operators"], "not in 8", "--no-operators"),
-        ([*RTX, "--kv-bits", "4"], "16 or 8 bits", "--kv-bits"),
+        ([*RTX, "--kv-bits", "4"], "16 or 8 bits", "8-bit attention, as w4a8"),
+        (
+            ["--recipe", "w4a8", "--kv-bits", "4", "--k-bits", "8"],
+            "codes of 4 bits",
+            "--kv-bits 8",
+        ),
         ([*RTX, "--embed-bits", "8"], "embeddings in floats", "--embed-bits"),
         (["--target", "rtx-40", "--engine", "half"], "`half`", "full-sample"),
         (["--engine", "full"], "No engines", "--engine"),

@@ -1,6 +1,7 @@
 """Graphs whose caches hold codes of attention, against the simulation, for all kinds of targets."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,11 @@ from exporter.runtime.session import Array, Session
 from exporter.runtime.session_ort import OrtCache, OrtSession
 from exporter.runtime.settings import Settings
 from exporter.runtime.task import make_canvas
+from ort_ops.attention.op import NAME as ATTENTION
+from ort_ops.cached_attention.op import FLOAT_VALUES, NAME, ROTARY
+from passes.activations.attention import AttentionGrid
+from passes.activations.choose_attention import cheaper_first
+from passes.base import Block, Stats
 from tests import causal_commit
 from tests.fixtures_lower import CANVAS, TWO_FP32, golden
 from tests.kept_codes import CACHED, OPTIONS, TARGETS, Made, make
@@ -84,11 +90,16 @@ def test_graphs_agree_with_the_simulation(
     """Calls are short, so that in most no number falls to the other side of a half: then logits are
     those of two fp32 evaluations. In the others a code is another by one.
     """
-    one, special = made[family, bits], len(made[family, bits].checkpoint.spec.special_ids)
+    agree(made[family, bits], bits)
+
+
+def agree(one: Made, bits: int) -> None:
+    """In nearly all calls nothing falls to the other side of a half."""
+    special = len(one.checkpoint.spec.special_ids)
     agreed, asked = 0, 0
     for target in TARGETS:
         session = one.graph(target)
-        for seed in range(6):
+        for seed in range(4):
             kept, want = one.new(session, 2), one.new(one.model, 2)
             assert isinstance(want, FloatCache)
             for call in calls(one, seed):
@@ -102,6 +113,49 @@ def test_graphs_agree_with_the_simulation(
                 assert (apart <= 1.01 * scales[:, :, written]).all()
                 assert np.mean(apart <= 0.01 * scales[:, :, written]) > 0.99
     assert agreed / asked > 0.7
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_operators_are_those_of_the_target(family: str, made: dict[tuple[str, int], Made]) -> None:
+    """Queries and keys are turned by our operator, unless something comes in between."""
+    plugin = {"llada": NAME, "causal": NAME}.get(family, ROTARY)
+    for bits in OPTIONS:
+        found = made[family, bits].operators
+        assert found["cpu"] == {ATTENTION} and not found["standard"]
+        assert found["jetson-orin"] == found["jetson-orin-jp62"] == {ATTENTION, plugin}
+
+
+@dataclass(frozen=True)
+class EachItsOwn:
+    """The first block stays on integers, the second has float values, the others floats."""
+
+    def __call__(self, block: Block, /) -> Stats:
+        grid = block.attention()
+        assert grid is not None and grid.keeps_codes
+        if block.name == "block 1":
+            grid = cheaper_first(grid)[1]
+        elif block.name != "block 0":
+            grid = AttentionGrid(k_mean=grid.k_mean)
+        block.quantize_attention(grid)
+        return {}
+
+
+@pytest.mark.parametrize("bits", OPTIONS)
+@pytest.mark.parametrize("family", ["dream", "sdar"])
+def test_blocks_may_differ(family: str, bits: int, tmp_path: Path) -> None:
+    """A cache holds what the attention of its block computes with."""
+    one = make(golden(family), tmp_path, bits, "w4a16-rtn", steps=[EachItsOwn()])
+    plugins = {ATTENTION, ROTARY, ROTARY + FLOAT_VALUES}
+    assert one.operators["jetson-orin"] == plugins
+    for target in TARGETS:
+        kept = one.new(one.graph(target), 2)
+        layers = one.checkpoint.spec.layers
+        kinds = [kept.buffers[f"{side}_{i}"].data_type() for i in range(layers) for side in "kv"]
+        floats = [False, False, False, True, True, True]
+        assert [kind == "tensor(float)" for kind in kinds] == floats[: 2 * layers]
+        taken = sum(buffer.tensor_size_in_bytes() for buffer in kept.buffers.values())
+        assert taken == 2 * CANVAS * one.bytes_a_position
+    agree(one, bits)
 
 
 @pytest.mark.parametrize("target", TARGETS)

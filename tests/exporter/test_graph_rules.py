@@ -11,8 +11,9 @@ import targets
 from exporter.graph_kind import GraphKind
 from exporter.graph_rules import PLAIN, GraphRules, rules_of
 from exporter.lower import write_graphs
-from exporter.operator_use import OperatorUse, operator_use
+from exporter.operator_use import OperatorUse, needs_plugins, operator_use
 from exporter.quant_options import QuantOptions
+from exporter.recipes import make_recipe
 from exporter.runtime.loop import generate
 from exporter.runtime.settings import Settings
 from exporter.runtime.task import make_canvas
@@ -98,6 +99,56 @@ def test_plugins_take_integers_and_leave_floats_to_tensorrt(tmp_path: Path) -> N
         for node in found:
             assert node.attributes["plugin_namespace"].value == DOMAIN
             assert node.attributes["plugin_version"].value == "1"
+
+
+def own_nodes(
+    recipe: str, target: targets.Target, accuracy_level: int, folder: Path
+) -> list[ir.Node]:
+    """Nodes of ours in a graph of fp16, without those of attention."""
+    use = operator_use(target, True, accuracy_level)
+    lowered = lower(
+        golden("llada"), recipe, folder, compute="fp16", rules=rules_of(target, CANVAS),
+        operators=use,
+    )  # fmt: skip
+    nodes = ir.load(lowered.graph(GraphKind())).graph
+    return [n for n in nodes if n.op_type.startswith(("DqxLinear", "DqxGated"))]
+
+
+def test_level_4_rounds_inputs_of_4_bit_weights_with_plugins_too(tmp_path: Path) -> None:
+    """To 8 bits in the weights' groups. 8-bit weights stay with TensorRT."""
+    target = targets.load("rtx-40")
+    found = own_nodes("w4a16-rtn", target, 4, tmp_path / "4")
+    assert {n.op_type for n in found} == {"DqxLinearW4A8", "DqxGatedW4A8"}
+    for node in found:
+        step, along = node.attributes["step"].value, node.attributes["activation_group"].value
+        assert step == pytest.approx(1 / 127)
+        assert along == node.attributes["group"].value
+    assert not own_nodes("w8a16-rtn", target, 4, tmp_path / "8")
+
+
+def test_a_target_may_take_float_inputs_of_4_bit_weights(tmp_path: Path) -> None:
+    rtx = targets.load("rtx-40")
+    target = rtx.model_copy(update={"operators": (*rtx.operators, "linear-w4a16")})
+    found = own_nodes("w4a16-rtn", target, 0, tmp_path / "0")
+    assert {n.op_type for n in found} == {"DqxLinearW4A16", "DqxGatedW4A16"}
+    rounded = own_nodes("w4a16-rtn", target, 4, tmp_path / "4")
+    assert {n.op_type for n in rounded} == {"DqxLinearW4A8", "DqxGatedW4A8"}
+    assert len(rounded) == len(found)
+
+
+def test_what_needs_plugins() -> None:
+    """Inputs in floats do where operators of ours take them; no weights, no operators."""
+    spec, rtx = golden("llada").spec, targets.load("rtx-40")
+    by_name = {
+        name: make_recipe(name, spec, QuantOptions(), "fp16")
+        for name in ("fp16", "w4a16-rtn", "w4a8-rtn")
+    }
+    for level, names in ((0, {"w4a8-rtn"}), (4, {"w4a16-rtn", "w4a8-rtn"})):
+        use = operator_use(rtx, True, level)
+        assert {name for name, recipe in by_name.items() if needs_plugins(use, recipe)} == names
+    assert not any(needs_plugins(None, recipe) for recipe in by_name.values())
+    on_cpu = operator_use(targets.load("cpu"), True, 4)
+    assert not any(needs_plugins(on_cpu, recipe) for recipe in by_name.values())
 
 
 def test_without_operators_a_target_has_standard_ones() -> None:

@@ -20,6 +20,7 @@ from tests.fixtures_lower import golden
 
 ORIN = targets.load("jetson-orin")
 PLUGINS = operator_use(ORIN, True, 0)
+LEVEL_4 = operator_use(ORIN, True, 4)
 
 
 def small() -> Spec:
@@ -116,6 +117,10 @@ def test_the_sum_of_a_forward() -> None:
     [
         ("fp16", PLUGINS, "fp16"),
         ("w4a16-rtn", PLUGINS, "fp16"),
+        ("w4a16-rtn", OperatorUse(float_bits=16, weight_bits=(4,), plugins=True), "fp16"),
+        ("w4a16-rtn", LEVEL_4, "int8"),  # rounded by operators of ours
+        ("w8a16-rtn", LEVEL_4, "fp16"),  # which have 4-bit weights alone
+        ("fp16", LEVEL_4, "fp16"),
         ("w8a8-rtn", PLUGINS, "int8"),
         ("w8a8-rtn", None, "int8"),  # standard operators multiply integers too
         ("w4a8-rtn", PLUGINS, "int8"),

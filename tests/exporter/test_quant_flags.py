@@ -26,7 +26,7 @@ MAKERS = (
 )
 OTHERS: dict[str, Any] = {
     "group": 32, "activation": "group", "q_bits": 4, "k_bits": 16, "v_bits": 8, "p_bits": 16,
-    "kv_bits": 8,
+    "kv_bits": 8, "attention_limit": 0.02,
     "p_scale": "static", "clip": False, "act_order": True, "damping": 0.05, "rank": 3,
     "rotation_seed": 4, "samples": 9, "bins": "trajectory", "visible_score": "zero",
     "alphas": "wide", "mean_bits": 5.5, "budget": 0.25, "head_bits": 4, "embed_bits": 8, "seed": 11,

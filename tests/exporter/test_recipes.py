@@ -13,6 +13,7 @@ from exporter.model import GROUPS as GROUPS_OF_LINEARS
 from exporter.quant_options import QuantOptions
 from exporter.recipe_names import BITS, METHODS, Limits, names
 from exporter.recipes import GROUPS, Storage, make_recipe
+from passes.activations.choose_attention import ChooseAttention
 from passes.activations.grid import ActivationGrid
 from passes.activations.ia_aq import IaAq
 from passes.activations.key_mean import KeyMean
@@ -287,3 +288,28 @@ def test_codes_of_two_widths_are_refused(operand: str) -> None:
     assert "--kv-bits 8" in refused.value.hint
     same = QuantOptions(**{**options, "kv_bits": 8})
     assert make_recipe("w4a8", SPEC, same, "fp32").keeps_codes
+
+
+@pytest.mark.parametrize("name", ["w8a8", "w4a8", "w4a4-rtn"])
+def test_attention_is_chosen_when_values_have_scales(name: str) -> None:
+    recipe = make_recipe(name, SPEC, QuantOptions(attention_limit=0.02, kv_bits=8), "fp32")
+    kinds = [type(step) for step in recipe.blocks]
+    assert recipe.chooses_attention and ChooseAttention(0.02) in recipe.blocks
+    assert kinds.index(IaAq) < kinds.index(ChooseAttention) < len(kinds) - 1
+    assert not make_recipe(name, SPEC, QuantOptions(), "fp32").chooses_attention
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("w4a16", {"attention_limit": 0.02}, "floats alone"),
+        ("w4a8", {"attention_limit": 0.02, "v_bits": 16, "p_bits": 16}, "floats alone"),
+        ("w4a8", {"attention_limit": 0.0}, "0 is not possible"),
+        ("w4a8", {"attention_limit": -1.0}, "-1 is not possible"),
+        ("w4a8", {"attention_limit": float("nan")}, "nan is not possible"),
+    ],
+)
+def test_there_has_to_be_a_choice(name: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=f"--attention-limit .*{said}") as refused:
+        make_recipe(name, SPEC, QuantOptions(**options), "fp32")
+    assert "--attention-limit" in refused.value.hint or "0.01" in refused.value.hint

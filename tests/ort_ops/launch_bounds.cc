@@ -46,7 +46,7 @@ long bank_conflicts() { return 0; }  // that are counted
 
 uint64_t sum = 0;
 
-size_t size(dqx::Float type) { return type == dqx::Float::fp16 ? 2 : 4; }
+size_t size(dqx::Float type) { return type == dqx::Float::fp32 ? 4 : 2; }
 
 // Whether none of the numbers is what memory was filled with, not a number: all were written.
 bool written(const char* y, size_t count, size_t each) {
@@ -72,10 +72,10 @@ bool linear() {
   }
   call.step = 0.01f;
   call.weight_bits = up_to(2) * 4;
-  call.activation_bits = up_to(2) * 4;
-  call.channel = up_to(2) == 1;
+  call.activation_bits = 2 << up_to(3);
+  call.channel = call.activation_bits < 16 && up_to(2) == 1;
   call.gated = up_to(2) == 1;
-  call.type = static_cast<dqx::Float>(up_to(2) - 1);
+  call.type = static_cast<dqx::Float>(up_to(3) - 1);
   call.scales = static_cast<dqx::Float>(up_to(2) - 1);
   const auto depth = static_cast<size_t>(call.depth), width = static_cast<size_t>(call.width);
   const auto rows = static_cast<size_t>(call.rows);

@@ -9,8 +9,8 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from tools.bench_attention_gpu import NAMED as ATTENTION
-from tools.bench_attention_gpu import SHAPES
+from tools.attention_forms import NAMED as ATTENTION
+from tools.attention_forms import SHAPES
 from tools.bench_attention_gpu import row_of as attention_row
 from tools.bench_kernels import (
     NOT_MEASURED,

@@ -1,15 +1,16 @@
 """Contestants of the GPU benchmarks, on the host build of our launchers: operands are in place."""
 
 import ctypes
-from pathlib import Path
 
 import pytest
 import torch
 
+from ort_ops.build import ROOT
 from tests.launched import compile_on_cpu, host_compiler, kernel_sources
-from tools import bench_attention_gpu as attention
 from tools import bench_linears_gpu as linears
+from tools.attention_contestants import errors_of
 from tools.attention_data import KINDS, errors, exact, operands
+from tools.attention_forms import BASE, FORMS, NAMED, Form, Shape
 from tools.gpu_launchers import OPERATORS, loaded
 from tools.gpu_timing import Run, contestant
 
@@ -17,22 +18,23 @@ pytestmark = [
     pytest.mark.skipif(host_compiler() is None, reason="no g++"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="they work on the GPU that is there"),
 ]
-SHAPE = attention.Shape(batch=1, queries=8, keys=80, heads=4, kv_heads=2)
+SHAPE = Shape(batch=1, queries=8, keys=80, heads=4, kv_heads=2)
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     """What `compile_library` makes for GPUs, for this host."""
-    sources = ["../tools/launchers.cu", *(f for op in OPERATORS for f in kernel_sources(op))]
+    functions = "../../ort_ops/cuda_library/c_functions.cc"
+    sources = [functions, *(f for op in OPERATORS for f in kernel_sources(op))]
     place = tmp_path_factory.mktemp("contestants") / "launchers.so"
     return loaded(compile_on_cpu(place, sources, "-O0", "-fPIC", "-shared"))
 
 
-@pytest.mark.parametrize("form", [f for f in attention.FORMS if f.ours], ids=lambda f: f.name)
-def test_attention_is_nearly_exact(library: ctypes.CDLL, form: attention.Form) -> None:
+@pytest.mark.parametrize("form", [f for f in FORMS if f.ours], ids=lambda f: f.name)
+def test_attention_is_nearly_exact(library: ctypes.CDLL, form: Form) -> None:
     """Operands that were mixed up would give a y that has nothing to do with the right one, and
     an error of about 1.4; four bits of keys and values cost some tenths at most."""
-    off = attention.errors_of(library, form, SHAPE)
+    off = errors_of(library, form, SHAPE)
     assert set(off) == set(KINDS)
     most = 0.3 if form.k_bits == 4 else 0.1
     assert all(error < most for error, _ in off.values()), off
@@ -40,7 +42,7 @@ def test_attention_is_nearly_exact(library: ctypes.CDLL, form: attention.Form) -
 
 def test_pytorch_is_nearly_exact(library: ctypes.CDLL) -> None:
     """The base of all ratios, in bf16: 2^-8 a number; keys of 20 take it to some percent."""
-    off = attention.errors_of(library, attention.NAMED[attention.BASE], SHAPE)
+    off = errors_of(library, NAMED[BASE], SHAPE)
     assert off["normal"][0] < 0.02 and off["diffuse rows"][0] < 0.02
 
 
@@ -60,7 +62,7 @@ def test_diffuse_rows_are_diffuse() -> None:
     assert scores.softmax(-1).max() < 2 / 1024
 
 
-@pytest.mark.parametrize("name", ["W4A8", "W4A8, gated pair", "W8A8", "W4A4"])
+@pytest.mark.parametrize("name", ["W4A8", "W4A8, gated pair", "W8A8", "W4A4", "W4A16"])
 def test_linears_take_the_next_weights(
     library: ctypes.CDLL, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,4 +85,4 @@ def test_who_fails_stays_out_and_says_why() -> None:
 
 def test_the_library_is_compiled_of_all_operators() -> None:
     for operator in OPERATORS:
-        assert list((Path(attention.__file__).parents[1] / "ort_ops" / operator).glob("*.cu"))
+        assert list((ROOT / operator).glob("*.cu"))

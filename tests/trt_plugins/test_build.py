@@ -21,7 +21,11 @@ FUNCTIONS = [
     *(function_body(op) for op in OPS if op.activation_bits <= 8),
     attention.function_body(),
     kv_update.function_body(),
-    *(cached_attention.function_body(CachedForm(1, 1), rotary) for rotary in (False, True)),
+    *(
+        cached_attention.function_body(CachedForm(1, 1, v_bits=bits), rotary)
+        for bits in (8, 16)
+        for rotary in (False, True)
+    ),
 ]
 TINY = """
 extern "C" __attribute__((visibility("default"))) int getCreators() { return 7; }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ort_ops.cached_attention.op import INPUTS, NAME, ROTARY, TURNS, CachedForm
+from ort_ops.cached_attention.op import INPUTS, ROTARY, TURNS, CachedForm, operator_name
 from tests.cached_attention_case import CachedCase, CachedShape, random_case
 from tests.plugin_harness import Given, Harness, PluginCase, needs_plugins
 
@@ -33,7 +33,7 @@ def plugin_case(case: CachedCase, in_place: bool) -> PluginCase:
     given = [Given(case.x[name], VARIABLE.get(name, 0)) for name in names]
     q, others = case.x["q"], [(case.x[name].shape, case.x[name].dtype) for name in KEPT]
     places = (-1, *(INPUTS.index(name) for name in KEPT)) if in_place else ()
-    name = ROTARY if "cos" in case.x else NAME
+    name = operator_name(case.form, "cos" in case.x)
     return PluginCase(name, given, q.shape, q.dtype, vars(case.form), places, others)
 
 
@@ -86,8 +86,9 @@ def faults() -> Sequence[tuple[PluginCase, str, str]]:
         (attribute(case, heads=3), create, "heads = 3 have to be a multiple of kv_heads = 2"),
         (attribute(case, q_top=128), create, "q_top = 128 has to be between 1 and 127"),
         (attribute(case, k_bits=16), create, "k_bits = 16 has to be 8 or 4"),
-        (attribute(case, v_bits=5), create, "v_bits = 5 has to be 8, 4 or 16"),
-        (attribute(case, v_bits=16), create, "p_top = 255 has to be between 0 and 0"),
+        (attribute(case, v_bits=5), create, "v_bits = 5 has to be 8 or 4"),
+        (attribute(case, v_bits=16, p_top=0), create, "v_bits = 16 has to be 8 or 4"),
+        (replace(case, plugin=f"{ROTARY}FloatValues"), create, "v_bits = 8 has to be 16"),
         (attribute(case, p_top=0), create, "p_top = 0 has to be between 1 and 255"),
         (replace(case, inputs=case.inputs[:-1]), types, "14 inputs, not 13"),
         (changed(case, "v", (1, 7, 40), np.float16), types, "input 2 is not to be fp16"),
@@ -121,4 +122,4 @@ def test_what_does_not_fit_is_refused_with_a_reason(harness: Harness, tmp_path: 
     for outcome, stage, text in zip(outcomes, stages, texts, strict=True):
         assert outcome.refused == stage, (text, outcome.log)
         (said,) = outcome.log
-        assert said.startswith(f"{ROTARY}: ") and text in said, (text, said)
+        assert said.startswith(ROTARY) and text in said, (text, said)

@@ -15,7 +15,6 @@ from tests.plugin_harness import Given, Harness, PluginCase, needs_plugins
 
 pytestmark = needs_plugins
 
-FORMATS = [op for op in OPS if op.activation_bits <= 8]
 ROWS: list[tuple[int, ...]] = [(1,), (3, 5), (2, 1, 4), (0,), (37,)]
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -46,6 +45,7 @@ def drawn(seed: int, op: LinearOp) -> tuple[LinearCase, Floats]:
     depth, width = activation_group * int(rng.integers(1, 4)), int(rng.integers(1, 70))
     group = int(rng.choice([16, 32, 64, depth]))
     case = random_case(rng, op, (depth, width), group, activation_group, bool(rng.integers(2)))
+    case = replace(case, kept=op.activation_bits == 16)
     x = random_rows(rng, case, ROWS[seed % len(ROWS)])
     if seed // 16 % 2:
         return case, x
@@ -65,7 +65,7 @@ def assert_right(case: LinearCase, x: Floats, y: Floats | None) -> None:
 
 def test_what_an_engine_keeps_is_enough(harness: Harness, tmp_path: Path) -> None:
     """All formats, several shapes each, in both float types: y is the reference's."""
-    pairs = [drawn(seed, op) for seed, op in enumerate(FORMATS * 6)]
+    pairs = [drawn(seed, op) for seed, op in enumerate([*OPS] * 6)]
     cases = [plugin_case(*pair) for pair in pairs]
     for (case, x), outcome in zip(pairs, harness.run(cases, tmp_path), strict=True):
         assert not outcome.log
@@ -133,3 +133,12 @@ def test_what_does_not_fit_is_refused_with_a_reason(harness: Harness, tmp_path: 
         assert outcome.refused == stage, text
         (said,) = outcome.log
         assert said.startswith("DqxLinearW4A8Channel: ") and text in said
+
+
+def test_inputs_of_16_bits_need_no_group(harness: Harness, tmp_path: Path) -> None:
+    """They are not rounded: a group that divides nothing is no error, and nothing depends on it."""
+    case, x = drawn(18, LinearOp(4, 16))
+    other = attribute(plugin_case(case, x), activation_group=7, step=0.5)
+    one, two = harness.run([plugin_case(case, x), other], tmp_path)
+    assert one.y is not None
+    np.testing.assert_array_equal(one.y, two.y)

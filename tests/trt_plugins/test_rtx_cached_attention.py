@@ -10,7 +10,7 @@ import pytest
 from exporter.engine_plans import plan_engines
 from exporter.runtime.settings import Settings
 from ort_ops.cached_attention.body import function_body
-from ort_ops.cached_attention.op import INPUTS, NAME, ROTARY, TURNS, CachedForm
+from ort_ops.cached_attention.op import INPUTS, NAME, ROTARY, TURNS, CachedForm, operator_name
 from ort_ops.function_body import DOMAIN, OPSET, Body
 from tests.fixtures_lower import CANVAS, golden
 from tests.kept_codes import CACHED, make
@@ -65,7 +65,7 @@ def cached(
     names = (*INPUTS, *TURNS) if rotary else INPUTS
     own = vars(form) | ({} if given_heads is None else {"kv_heads": given_heads})
     node = ir.node(
-        ROTARY if rotary else NAME, [values[name] for name in names],
+        operator_name(form, rotary), [values[name] for name in names],
         attributes={**own, **(BY_PLUGIN if by_plugin else {})}, domain=DOMAIN, num_outputs=4,
     )  # fmt: skip
     for output, like in zip(node.outputs, ("q", "k_cache", "k_scales", "v_cache"), strict=True):

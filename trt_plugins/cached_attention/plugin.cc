@@ -14,7 +14,7 @@ using nvinfer1::Dims;
 
 struct CachedKind {
   const char* name;
-  bool rotary;
+  bool rotary, float_values;
 };
 
 enum Input {
@@ -47,12 +47,11 @@ struct CachedNode {
     }
     if (q_top < 1 || q_top > 127) refuse("q_top = %d has to be between 1 and 127", q_top);
     if (k_bits != 8 && k_bits != 4) refuse("k_bits = %d has to be 8 or 4", k_bits);
-    if (v_bits != 8 && v_bits != 4 && v_bits != 16) {
-      refuse("v_bits = %d has to be 8, 4 or 16", v_bits);
-    }
-    const int32_t least = v_bits == 16 ? 0 : 1, most = v_bits == 16 ? 0 : 255;
+    const bool fits = kind.float_values ? v_bits == 16 : v_bits == 8 || v_bits == 4;
+    if (!fits) refuse("v_bits = %d has to be %s", v_bits, kind.float_values ? "16" : "8 or 4");
+    const int32_t least = kind.float_values ? 0 : 1, most = kind.float_values ? 0 : 255;
     if (p_top < least || p_top > most) {
-      refuse("p_top = %d has to be between %d and %d with v_bits = %d", p_top, least, most, v_bits);
+      refuse("p_top = %d has to be between %d and %d", p_top, least, most);
     }
   }
 
@@ -173,7 +172,10 @@ struct CachedNode {
   }
 };
 
-constexpr CachedKind KINDS[] = {{"DqxCachedAttention", false}, {"DqxCachedAttentionRotary", true}};
+constexpr CachedKind KINDS[] = {{"DqxCachedAttention", false, false},
+                                {"DqxCachedAttentionRotary", true, false},
+                                {"DqxCachedAttentionFloatValues", false, true},
+                                {"DqxCachedAttentionRotaryFloatValues", true, true}};
 
 }  // namespace
 

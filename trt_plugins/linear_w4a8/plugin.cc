@@ -15,7 +15,7 @@ using nvinfer1::Dims;
 
 struct LinearKind {
   const char* name;
-  int weight_bits, activation_bits;
+  int weight_bits, activation_bits;  // 16: x is taken as it is
   bool channel, gated;
 };
 
@@ -62,7 +62,7 @@ struct LinearNode {
     if (x.nbDims < 1 || !same(x.d[x.nbDims - 1], codes.d[0])) {
       refuse("x %s does not fit codes %s", text_of(x).c_str(), text_of(codes).c_str());
     }
-    check_depth(codes.d[0]);
+    if (kind.activation_bits < 16) check_depth(codes.d[0]);
     for (int place = 1; place < this->inputs(); ++place) check_part(place, inputs[place], codes);
   }
 
@@ -165,16 +165,20 @@ struct LinearNode {
 constexpr LinearKind KINDS[] = {
     {"DqxLinearW4A4", 4, 4, false, false},
     {"DqxLinearW4A8", 4, 8, false, false},
+    {"DqxLinearW4A16", 4, 16, false, false},
     {"DqxLinearW8A4", 8, 4, false, false},
     {"DqxLinearW8A8", 8, 8, false, false},
+    {"DqxLinearW8A16", 8, 16, false, false},
     {"DqxLinearW4A4Channel", 4, 4, true, false},
     {"DqxLinearW4A8Channel", 4, 8, true, false},
     {"DqxLinearW8A4Channel", 8, 4, true, false},
     {"DqxLinearW8A8Channel", 8, 8, true, false},
     {"DqxGatedW4A4", 4, 4, false, true},
     {"DqxGatedW4A8", 4, 8, false, true},
+    {"DqxGatedW4A16", 4, 16, false, true},
     {"DqxGatedW8A4", 8, 4, false, true},
     {"DqxGatedW8A8", 8, 8, false, true},
+    {"DqxGatedW8A16", 8, 16, false, true},
     {"DqxGatedW4A4Channel", 4, 4, true, true},
     {"DqxGatedW4A8Channel", 4, 8, true, true},
     {"DqxGatedW8A4Channel", 8, 4, true, true},

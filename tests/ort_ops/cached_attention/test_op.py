@@ -11,11 +11,10 @@ from ort_ops.cached_attention.body import function_body
 from ort_ops.cached_attention.op import (
     HIDDEN,
     INPUTS,
-    NAME,
-    ROTARY,
     TURNS,
     CachedForm,
     Caches,
+    operator_name,
     reference,
 )
 from ort_ops.function_body import DOMAIN, OPSET, Body
@@ -42,7 +41,7 @@ def run(case: CachedCase, opset: int = OPSET) -> tuple[np.ndarray, Caches]:
     rotary = "cos" in case.x
     names = [name for name in (*INPUTS, *TURNS) if name in case.x]
     inputs = [_value(name, case.x[name]) for name in names]
-    name, attributes = ROTARY if rotary else NAME, vars(case.form)
+    name, attributes = operator_name(case.form, rotary), vars(case.form)
     node = ir.node(name, inputs, attributes=attributes, domain=DOMAIN, num_outputs=4)
     like = ("q", "k_cache", "k_scales", "v_cache")
     for output, name, source in zip(node.outputs, OUTPUTS, like, strict=True):

@@ -49,12 +49,14 @@ def products(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("gpu", [87, 90])
-def test_linears_multiply_bytes(gpu: int) -> None:
+@pytest.mark.parametrize(("floats", "operands"), [(0, "s8.s8"), (1, "f16.f16")])
+def test_linears_multiply_bytes_or_halves(gpu: int, floats: int, operands: str) -> None:
     from tools.triton_twins.linear import multiply
 
-    constants = {"BITS": 4, "CHANNEL": 1, "STEPS": 1, "GATED": 1, "BIAS": 1, "ROWS": 64,
-                 "COLUMNS": 64, "DEPTH": 64}  # fmt: skip
-    assert products(assembly(multiply, LINEAR, constants, gpu)) == {"s8.s8"}
+    constants = {"FLOATS": floats, "BITS": 4, "CHANNEL": 1 - floats, "STEPS": 1 - floats,
+                 "GATED": 1, "BIAS": 1, "ROWS": 64, "COLUMNS": 64, "DEPTH": 64}  # fmt: skip
+    types = {**LINEAR, "x": "*fp16" if floats else "*i8"}
+    assert products(assembly(multiply, types, constants, gpu)) == {operands}
 
 
 @pytest.mark.parametrize("gpu", [87, 90])
