@@ -46,12 +46,12 @@ def attention(
 def _has_operator(g: Builder, grid: AttentionGrid) -> bool:
     """Whether `ort_ops/attention` computes on that grid; on a GPU also with float values."""
     use = g.operators
-    if use is None or not use.attention or (g.compute != FLOAT and not use.plugins):
+    if use is None or not use.attention or (g.compute != FLOAT and not use.gpu):
         return False
     if FLOAT_BITS in (grid.q_bits, grid.k_bits) or not grid.key_mean:
         return False
     if grid.v_bits == grid.p_bits == FLOAT_BITS:
-        return use.plugins
+        return use.gpu
     static = grid.v_scale is not None and grid.p_scale == "row"
     return static and FLOAT_BITS not in (grid.v_bits, grid.p_bits)
 

@@ -41,6 +41,7 @@ from exporter.tokenizer import read_tokenizer
 from exporter.work import to_json
 from ort_ops.build import ROOT as OPS_ROOT
 from ort_ops.build import BuildError, host_library, source_files
+from ort_ops.build_cuda import source_files as cuda_source_files
 from passes.calibrate.states import CalibrationSet
 from passes.numerics import WeightGrid
 from passes.weights.rtn import Rtn
@@ -109,11 +110,22 @@ def copy_plugins(draft: Path) -> str:
     return source_digest(draft / PLUGINS)
 
 
+def copy_cuda_sources(draft: Path) -> None:
+    """The sources of the operators of the CUDA provider: the loop builds them on the device."""
+    for source in cuda_source_files():
+        place = draft / PLUGINS / "ort_ops" / source
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(OPS_ROOT / source, place)
+
+
 def copy_kernels(draft: Path, use: OperatorUse) -> str | None:
     """What runs the operators of ours; the digest of their sources where these are plugins."""
     if use.plugins:
         return copy_plugins(draft)
-    copy_operators(draft)
+    if use.gpu:
+        copy_cuda_sources(draft)
+    else:
+        copy_operators(draft)
     return None
 
 

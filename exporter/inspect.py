@@ -25,6 +25,7 @@ def describe(manifest: Manifest) -> str:
         f"graphs      {', '.join(graph.name for graph in manifest.graphs)}",
         f"size        {size / 2**20:,.1f} MiB, of it weights {weights / 2**20:,.1f} MiB",
         *operator_lines(manifest),
+        *attention_lines(manifest),
         *cache_lines(manifest),
         *engine_lines(manifest.engines),
         *prediction_lines(manifest.prediction),
@@ -38,6 +39,17 @@ def operator_lines(manifest: Manifest) -> list[str]:
     """How many nodes of operators of our own a graph has, if any."""
     found = [f"{count} {name}" for name, count in manifest.operators.items()]
     return [f"operators   {', '.join(found)}"] if found else []
+
+
+def attention_lines(manifest: Manifest) -> list[str]:
+    """Which blocks have which arithmetic, where that was chosen block by block."""
+    chosen = [record for record in manifest.passes if "chosen" in record.stats]
+    found = []
+    for number, name in enumerate(("integers", "float values", "floats")):
+        blocks = [r.where.removeprefix("block ") for r in chosen if r.stats["chosen"] == number]
+        if blocks:
+            found.append(f"{name} in block{'s' * (len(blocks) > 1)} {', '.join(blocks)}")
+    return [f"attention   {'; '.join(found)}"] if found else []
 
 
 def cache_lines(manifest: Manifest) -> list[str]:

@@ -109,7 +109,7 @@ def gated(g: Builder, index: int, group: LinearGroup, x: ir.Value) -> ir.Value:
 def own_op(g: Builder, name: str, grid: ActivationGrid | None) -> LinearOp | None:
     """The operator of ours for a linear whose inputs go on `grid`; None where there is none."""
     use = g.operators
-    if use is None or name not in g.groups or (g.compute != FLOAT and not use.plugins):
+    if use is None or name not in g.groups or (g.compute != FLOAT and not use.gpu):
         return None
     weight_bits: Literal[4, 8] = 8 if g.tensors[name].dtype == INT8 else 4
     bits = use.float_bits if grid is None else grid.bits

@@ -16,8 +16,8 @@ class OperatorUse:
 
     `float_bits`: of linears whose recipe leaves activations in float; 16 keeps them to within
     2^-16 of a group's largest, on a GPU as they are; 8 is what MatMulNBits does at accuracy level
-    4; None: standard operators. With plugins that is the default: TensorRT's own products of floats
-    by 4-bit weights were not measured against ours.
+    4; None: standard operators. On GPUs that is the default: products of floats by 4-bit weights of
+    TensorRT and of ONNX Runtime were not measured against ours.
     """
 
     float_bits: int | None = 16
@@ -25,7 +25,8 @@ class OperatorUse:
     attention: bool = True
     kv_update: bool = False
     cached_attention: bool = False
-    plugins: bool = False  # kernels are plugins of TensorRT, which compute in halves too
+    gpu: bool = False  # kernels are for GPUs, which compute in halves too
+    plugins: bool = False  # of TensorRT
 
 
 def operator_use(target: Target, wanted: bool, accuracy_level: int) -> OperatorUse | None:
@@ -34,13 +35,14 @@ def operator_use(target: Target, wanted: bool, accuracy_level: int) -> OperatorU
         return None
     plugins = target.runtime != "onnxruntime"
     by_name = {"linear": (4, 8), "linear-w4": (4,)}
-    kept = 16 if not plugins or "linear-w4a16" in target.operators else None
+    kept = 16 if target.sm is None or "linear-w4a16" in target.operators else None
     return OperatorUse(
         float_bits=8 if accuracy_level == 4 else kept,
         weight_bits=next((by_name[name] for name in target.operators if name in by_name), ()),
         attention="attention" in target.operators,
         kv_update="kv-update" in target.operators,
         cached_attention="cached-attention" in target.operators,
+        gpu=target.sm is not None,
         plugins=plugins,
     )
 

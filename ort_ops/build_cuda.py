@@ -129,18 +129,6 @@ def find_nvcc() -> Path | None:
     return next((place for place in places if os.access(place, os.X_OK)), None)
 
 
-def gpu_here() -> int | None:
-    """Compute capability, by ten, of the first GPU of this machine, as the driver says it."""
-    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    first = done.stdout.strip().splitlines()[:1]
-    digits = "".join(first).strip().replace(".", "")
-    return int(digits) if digits.isdigit() else None
-
-
 def _compiled(command: Sequence[str], on_host: bool, into: Path) -> list[Path]:
     """The object files of all sources."""
     units = [name for name in source_files() if name.endswith((".cc", ".cu"))]

@@ -29,7 +29,7 @@ class OneNode:
 
     name: str
     attributes: Mapping[str, int | float]
-    inputs: Mapping[str, Array | ir.PackedTensor]
+    inputs: Mapping[str, Array | ir.PackedTensor[Any]]
     outputs: Mapping[str, tuple[np.dtype[Any], Sequence[int]]]
     constants: frozenset[str] = frozenset()
     functions: Sequence[ir.Function] = field(default=())
@@ -57,8 +57,11 @@ class OneNode:
         serialized: bytes = ir.serde.serialize_model(whole).SerializeToString()
         return serialized
 
-    def session(self, device: Device) -> ort.InferenceSession:
+    def session(self, device: Device, optimized: Path | None = None) -> ort.InferenceSession:
+        """`optimized`: file for the graph that runs."""
         options = ort.SessionOptions()
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
         options.intra_op_num_threads = 1
         options.log_severity_level = 4  # failures are raised as well
         if device.library is not None:
@@ -75,7 +78,7 @@ class OneNode:
         return [np.asarray(y) for y in found]
 
 
-def _tensor(x: Array | ir.PackedTensor, name: str) -> ir.TensorProtocol:
+def _tensor(x: Array | ir.PackedTensor[Any], name: str) -> ir.TensorProtocol:
     tensor: ir.TensorProtocol = x if isinstance(x, ir.PackedTensor) else ir.tensor(x)
     tensor.name = name
     return tensor

@@ -13,6 +13,7 @@ from ort_ops.build import ROOT
 from ort_ops.cached_attention.launch import Call as CachedCall
 from ort_ops.cached_attention.launch import Operands as CachedOperands
 from ort_ops.cached_attention.launch import Results as CachedResults
+from ort_ops.linear_w4a8.launch import Call as LinearCall
 
 OPERATORS = ("linear_w4a8", "attention", "cached_attention", "kv_update")
 __all__ = [
@@ -44,11 +45,14 @@ def loaded(place: Path) -> ctypes.CDLL:
     """The library, its structures held against ours."""
     library = ctypes.CDLL(str(place.resolve()))
     for name in ("linear_workspace", "attention_workspace", "cached_attention_workspace"):
-        if hasattr(library, name):
-            getattr(library, name).restype = ctypes.c_size_t
-    for name, structure in (("attention", AttentionCall), ("cached_attention", CachedCall)):
-        if hasattr(library, f"size_of_{name}"):
-            assert getattr(library, f"size_of_{name}")() == ctypes.sizeof(structure), name
+        getattr(library, name).restype = ctypes.c_size_t
+    structures = {
+        "linear": LinearCall, "attention": AttentionCall, "cached_attention": CachedCall,
+    }  # fmt: skip
+    for name, structure in structures.items():
+        size_of = getattr(library, f"size_of_{name}")
+        size_of.restype = ctypes.c_size_t
+        assert size_of() == ctypes.sizeof(structure), name
     return library
 
 

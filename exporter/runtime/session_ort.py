@@ -248,7 +248,8 @@ def open_session(
         raise UserError(f"{path} is missing", hint="copy the whole bundle, or build it again")
     providers = usable_providers(ort.get_available_providers(), bundle.runtime.providers, provider)
     level = bundle.runtime.accuracy_level if accuracy_level is None else accuracy_level
-    library = find_library(bundle.folder) if operators and bundle.operators else None
+    ours = operators and bool(bundle.operators)
+    library = find_library(bundle.folder, providers[0]) if ours else None
 
     def load(profile: Path | None = None, record: bool = False) -> ort.InferenceSession:
         options = session_options(level, threads)

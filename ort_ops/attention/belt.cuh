@@ -60,11 +60,12 @@ __device__ __forceinline__ void send_rows(const int8_t* from, int bytes, uint4* 
   }
 }
 
-// Keys `first` and on, of all; `left` of them at most. `seen`: which of them this thread's row sees.
+// Keys `first` and on, of all; `left` of them at most. `seen`: which of them this thread's row sees,
+// if it is a row.
 template <class Tile>
 __device__ __forceinline__ void send_keys(const Attend& call, const AttendOperands& from,
                                           int64_t first, int left, const uint32_t* seen,
-                                          typename Tile::Slot& slot, int thread) {
+                                          bool row, typename Tile::Slot& slot, int thread) {
   constexpr int chunks = Tile::channels / CHUNK;
   const auto there = [&](int key) { return key < left; };
   if (call.k_bits == 8) {
@@ -81,9 +82,9 @@ __device__ __forceinline__ void send_keys(const Attend& call, const AttendOperan
   if (thread >= ROW_TILE) return;
   if constexpr (Tile::keys == SEEN_KEYS) {
     copy_one(reinterpret_cast<Seen*>(slot.seen[thread]), reinterpret_cast<const Seen*>(seen),
-             true);
+             row);
   } else {
-    copy_one(slot.seen[thread], seen, true);
+    copy_one(slot.seen[thread], seen, row);
   }
 }
 

@@ -47,8 +47,8 @@ __device__ __forceinline__ void load_factors(const Attend& call, const AttendOpe
 }
 
 // Of all parts, -inf where a row sees nothing; 0 of what is no row.
-__device__ __forceinline__ void load_largest(const Attend& call, const AttendRoom& room,
-                                             const Place& place, int thread, RowState& state) {
+__device__ __forceinline__ void load_largest(const AttendRoom& room, const Place& place,
+                                             int thread, RowState& state) {
   DQX_UNROLL
   for (int r = 0; r < 2; ++r) {
     const int row = row_of(thread, r);
@@ -282,8 +282,7 @@ __device__ __forceinline__ void clear_no_numbers(typename Tile::Slot& slot, int 
 
 // Whether any row of the warp sees a key of the tile; `blind`: or sees nothing at all.
 template <class Tile, bool blind>
-__device__ __forceinline__ void find_busy(int warp, const Place& place,
-                                          const typename Tile::Slot& slot,
+__device__ __forceinline__ void find_busy(int warp, const typename Tile::Slot& slot,
                                           PerThread<RowState, ATTEND_THREADS>& states) {
   PerThread<bool, ATTEND_THREADS> busy;
   each_lane(warp, [&](int thread) {
@@ -295,7 +294,7 @@ __device__ __forceinline__ void find_busy(int warp, const Place& place,
     }
     busy[thread] = any != 0;
   });
-  const bool any = warp * 16 < place.rows && any_lane(warp, busy);
+  const bool any = any_lane(warp, busy);
   each_lane(warp, [&](int thread) { states[thread].busy = any; });
 }
 
@@ -324,12 +323,11 @@ struct Step {
   }
 };
 
-// Where `seen` has row `thread` of the block. What is no row sees what the last one does: nobody
-// asks for its y.
+// Where `seen` has row `thread` of the block; -1: it is no row.
 __device__ __forceinline__ int seen_of_row(const Attend& call, const Place& place, int thread) {
-  const int row = thread < place.rows ? thread : place.rows - 1;
+  if (thread >= place.rows) return -1;
   const int tiles = (call.keys + SEEN_KEYS - 1) / SEEN_KEYS;
-  return (static_cast<int>(place.sequence) * call.queries + query_of(place, row)) * tiles;
+  return (static_cast<int>(place.sequence) * call.queries + query_of(place, thread)) * tiles;
 }
 
 // What all steps of a block are sent from.
@@ -352,8 +350,9 @@ __device__ __forceinline__ void send_step(const Attend& call, const AttendOperan
     send_values<Tile>(call, given, first, left, any, slot, thread);
     return;
   }
-  const uint32_t* words = given.seen[seen + stop.tile].word + at.first / 32;
-  send_keys<Tile>(call, given, first, left, words, slot, thread);
+  const bool row = seen >= 0;
+  const uint32_t* words = given.seen[(row ? seen : 0) + stop.tile].word + at.first / 32;
+  send_keys<Tile>(call, given, first, left, words, row, slot, thread);
 }
 
 // The largest score of each row among the keys of a part; not a number where a query is none.
@@ -383,7 +382,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, 3)
   while (belt.step < belt.steps) {
     belt.wait();
     belt.next([&](int warp, int slot) {
-      find_busy<Tile, false>(warp, place, slots[slot], states);
+      find_busy<Tile, false>(warp, slots[slot], states);
       if (!states[warp * 32].busy) return;
       DQX_UNROLL
       for (int part = 0; part < Tile::keys / PART; ++part) {
@@ -526,7 +525,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, channels > 128 ? 2 : 3)
     DQX_UNROLL
     for (int ahead = 0; ahead < Tile::slots - 1; ++ahead) belt.send_ahead(ahead, thread);
     load_factors(call, given, unit, place, thread, states[thread]);
-    load_largest(call, room, place, thread, states[thread]);
+    load_largest(room, place, thread, states[thread]);
     load_query_codes<Tile>(call, given, place, thread, q);
     sums[thread] = {};
   });
@@ -535,7 +534,7 @@ __global__ void __launch_bounds__(ATTEND_THREADS, channels > 128 ? 2 : 3)
   while (belt.step < belt.steps) {
     belt.wait();
     belt.next([&](int warp, int slot) {
-      find_busy<Tile, true>(warp, place, slots[slot], states);
+      find_busy<Tile, true>(warp, slots[slot], states);
       if (!states[warp * 32].busy) return;
       const auto find = [&](auto number) {
         constexpr int part = decltype(number)::value;

@@ -153,7 +153,7 @@ def test_what_needs_plugins() -> None:
 
 def test_without_operators_a_target_has_standard_ones() -> None:
     assert operator_use(targets.load("rtx-40"), False, 0) is None
-    assert operator_use(targets.load("cuda"), True, 0) is None
+    assert operator_use(targets.load("cuda"), False, 0) is None
     cpu = operator_use(targets.load("cpu"), True, 4)
     assert cpu == OperatorUse(float_bits=8)
     assert operator_use(targets.load("cpu"), True, 0) == OperatorUse()

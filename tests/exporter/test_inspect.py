@@ -7,7 +7,7 @@ import pytest
 import targets
 from exporter import recipe_names
 from exporter.inspect import describe, gate_lines, recipe_rows, target_rows
-from exporter.manifest import PredictedForward, Prediction
+from exporter.manifest import PassRecord, PredictedForward, Prediction
 from exporter.quant_options import QuantOptions
 from exporter.recipes import make_recipe
 from exporter.verify import read_manifest
@@ -36,6 +36,19 @@ def test_float_and_failed_bundles(float_bundles: dict[str, Path], quick_bundle: 
     assert "unshifted" not in float_text
     assert "FAILED" in describe(read_manifest(quick_bundle))
     assert gate_lines(None) == ["gate        not run"]
+
+
+def test_what_was_chosen_for_attention_is_shown(reference_bundle: Path) -> None:
+    manifest = read_manifest(reference_bundle)
+    assert "\nattention " not in describe(manifest)
+    records = [
+        PassRecord(step="ChooseAttention(limit=0.01)", where=f"block {n}", stats={"chosen": chosen})
+        for n, chosen in enumerate((0, 1, 0, 2))
+    ]
+    shown = describe(manifest.model_copy(update={"passes": records}))
+    assert (
+        "attention   integers in blocks 0, 2; float values in block 1; floats in block 3" in shown
+    )
 
 
 def test_a_prediction_is_shown_where_there_is_one(reference_bundle: Path) -> None:

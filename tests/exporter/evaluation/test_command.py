@@ -58,6 +58,16 @@ def test_answers_are_those_of_run(float_reference: Path, tmp_path: Path) -> None
         assert (line["text"], line["forwards"]) == (printed["text"], printed["forwards"])
 
 
+def test_caches_can_be_evaluated(tmp_path: Path) -> None:
+    """What is kept in 4 bits gives other answers than the model without a cache."""
+    cached = ["--cache", "dual", "--block-length", "2", "--recipe", "w8a8-rtn", "--kv-bits", "4"]
+    for name, how in (("plain", []), ("cached", [*cached, "--calib-prompts", "4"])):
+        evaluate("reference", SORTING, "--limit", "30", *how, "--out", tmp_path / name)
+    assert lines(tmp_path / "plain") != lines(tmp_path / "cached")
+    outcome = dqexport("eval", "reference", SORTING, "--cache", "some")
+    assert_refused(outcome, "some", "none")
+
+
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     command: list[str | Path] = ["eval", SORTING, "--limit", "36", "--batch", "3", "--out"]
     evaluate(*command[1:], tmp_path / "whole")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ort_ops.build_cuda import gpu_here, prebuild
+from exporter.runtime.operators import compute_capability
+from ort_ops.build_cuda import prebuild
 from tests.launched import host_compiler
 from tests.one_node import Device
 
@@ -13,6 +14,6 @@ def device(request: pytest.FixtureRequest) -> Device:
         if host_compiler() is None:
             pytest.skip("no g++")
         return Device(prebuild(None), ["CPUExecutionProvider"])
-    sm = gpu_here()
+    sm = compute_capability()
     assert sm is not None
     return Device(prebuild(sm), ["CUDAExecutionProvider", "CPUExecutionProvider"])
