@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from exporter.integer_weight import integer_weight
 from exporter.layer import Layer
 from exporter.tensor_files import Entry, read_header, write_atomically, write_tensors
 from exporter.work import to_json
@@ -31,12 +32,13 @@ class QuantizedBlock:
     low_rank: Mapping[str, LowRank] = field(default_factory=dict)  # by linear
     attention: AttentionGrid | None = None
 
-    def layer(self) -> Layer:
-        """The block as it runs, weights de-quantized."""
+    def layer(self, integers: bool = False) -> Layer:
+        """The block as it runs, weights de-quantized; with `integers` for kernels of ours, too."""
         rounded = {name: linear.dequantize() for name, linear in self.linears.items()}
+        codes = {n: integer_weight(linear) for n, linear in self.linears.items() if integers}
         return Layer(
             {**self.floats, **rounded},
-            self.transforms, self.activations, self.low_rank, self.attention,
+            self.transforms, self.activations, self.low_rank, self.attention, codes,
         )  # fmt: skip
 
     def to(self, device: str) -> "QuantizedBlock":

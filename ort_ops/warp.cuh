@@ -344,7 +344,7 @@ __device__ __forceinline__ uint32_t bfloats_of(float low, float high) {
   return word;
 }
 
-// (a & mask) ^ bits in one instruction, which takes but one constant: the other is kept in a register.
+// (a & mask) ^ bits in one instruction, which takes one constant: the other is kept in a register.
 __device__ __forceinline__ uint32_t masked_xor(uint32_t a, uint32_t mask, uint32_t bits) {
   uint32_t word;
   asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(word) : "r"(a), "r"(mask), "r"(bits));
@@ -406,8 +406,8 @@ __device__ __forceinline__ void multiply_add_mixed(int, PerThread<Quad, threads>
       : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"(b(thread, 0)), "r"(b(thread, 1)));
 }
 
-// sums (16, 8) += a (16, 64) · b (64, 8), of codes of 4 bits (mma.sync.m16n8k64). GPUs from SM 90 on
-// have no tensor cores for them: nothing happens there.
+// sums (16, 8) += a (16, 64) · b (64, 8), of codes of 4 bits (mma.sync.m16n8k64). GPUs from SM 90
+// on have no tensor cores for them: nothing happens there.
 template <int threads, class B, class Sums>
 __device__ __forceinline__ void multiply_add_nibbles(int, PerThread<Quad, threads>& a, const B& b,
                                                      const Sums& sums) {

@@ -55,7 +55,7 @@ class AttentionCase:
         relative, least = 5.01 * U, 0.0
         if not self.tops.p:
             relative, least = (keys + 8) * U, 2.0**-25
-            halved = (p * 2.0**-10.9 + least) @ np.abs(values) + p.sum(-1, keepdims=True) * least
+            halved = (p * 2.0**-9.99 + least) @ np.abs(values) + p.sum(-1, keepdims=True) * least
             reach += halved + relative * (p @ np.abs(values))
             total_off = total_off + total * (relative + 2.0**-10.9) + keys * least
         reach = (reach + total_off * np.abs(middle)) / (total - total_off) * step * (1 + 8 * U)

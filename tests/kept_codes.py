@@ -79,6 +79,8 @@ def make(
         draft.mkdir()
         stored = write_weights(source, quantized, recipe, facts, draft, Progress())
         use, rules = operator_use(target, name != "standard", 0), rules_of(target, CANVAS)
+        if use is not None and name == "cpu":  # its linears round inputs to 16 bits
+            use = replace(use, weight_bits=())
         operators = write_graphs(spec, stored, recipe, kinds, draft, use, rules)
         runtime = RuntimeFacts("onnxruntime", ("CPUExecutionProvider",), 0)
         ours = tuple(operators) if name == "cpu" and compiler() else ()  # others' have no kernel

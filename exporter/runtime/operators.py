@@ -51,7 +51,8 @@ def _found(bundle: Path, name: str, program: str, options: Sequence[str], time: 
     source = folder / "ort_ops" / program
     if not source.is_file():
         return None
-    _say(f"building the operators for {name.removesuffix('.so')}, once, {time}")
+    of = name.removeprefix("libdqx-").removesuffix(".so")
+    _say(f"building the operators for {of}, once, {time}")
     command = [sys.executable, "-B", str(source), *options, str(folder / BUILT)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:

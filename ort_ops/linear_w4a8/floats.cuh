@@ -62,7 +62,7 @@ __device__ __forceinline__ void float_product(const Linear& call, const void* x,
   }
 }
 
-// Four blocks a multiprocessor: with as many as memory would let in, the assembler spills registers.
+// Four blocks a multiprocessor: with as many as memory would let in, registers are spilled.
 template <int weight_bits, bool gated>
 __global__ void __launch_bounds__(PRODUCT_THREADS, 4)
     floats_product(Linear call, const void* x, LinearWeight weight, LinearWeight up,

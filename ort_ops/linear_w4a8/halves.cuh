@@ -2,11 +2,11 @@
 // (mma.sync m16n8k16); inputs are not rounded.
 //
 // Made for few rows: weights are the operand of 16, x that of 8, so 8 rows fill an mma. A block
-// computes ROWS rows of y by 64 columns a warp. Weights arrive as in tensor_core.cuh. A thread reads
-// eight columns of four inputs; two inputs of a column make a register of mma. Which input is which
-// is free as long as both operands agree, so a thread has eight inputs in a row of 32 and reads them
-// of x at once. Columns 2j and 2j + 1 of the warp's eight octets make up mma tile j, which leaves a
-// thread with eight columns in a row.
+// computes ROWS rows of y by 64 columns a warp. Weights arrive as in tensor_core.cuh. A thread
+// reads eight columns of four inputs; two inputs of a column make a register of mma. Which input is
+// which is free as long as both operands agree, so a thread has eight inputs in a row of 32 and
+// reads them of x at once. Columns 2j and 2j + 1 of the warp's eight octets make up mma tile j,
+// which leaves a thread with eight columns in a row.
 //
 // Sums of a group are of codes, so that no weight is rounded, and go into the totals times the
 // group's scales, which arrive with the stage that ends the group.
@@ -18,9 +18,9 @@
 namespace dqx {
 namespace {
 
-constexpr int HALF_TILES = OCTETS / 2;            // of mma, in a warp's columns
-constexpr int HALVES = CHUNK / 2;                 // of a chunk
-constexpr int X_CHUNKS = STAGE_DEPTH / HALVES;    // of a row of x
+constexpr int HALF_TILES = OCTETS / 2;          // of mma, in a warp's columns
+constexpr int HALVES = CHUNK / 2;               // of a chunk
+constexpr int X_CHUNKS = STAGE_DEPTH / HALVES;  // of a row of x
 
 template <int weight_bits, int rows>
 struct HalfTiling {

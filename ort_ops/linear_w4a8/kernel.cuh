@@ -158,7 +158,7 @@ __device__ __forceinline__ void store_square(const Linear& call, const void* bia
 }
 
 template <int weight_bits, bool gated>
-__global__ void __launch_bounds__(PRODUCT_THREADS)
+__global__ void __launch_bounds__(PRODUCT_THREADS, 4)
     linear_product(Linear call, Rounded x, LinearWeight weight, LinearWeight up, const void* bias,
                    void* y) {
   __shared__ Tiles tiles;

@@ -12,7 +12,7 @@ struct Linear {
   int32_t activation_group;  // inputs that share an activation scale: depth, or a divisor of it
   float step;                // times the largest |x| of a token or group gives its scale
   int32_t weight_bits;       // 4 or 8
-  int32_t activation_bits;   // 4 or 8
+  int32_t activation_bits;   // 4 or 8; 16: x is not rounded, activation_group and step say nothing
   bool channel;              // scales (width,), 4 bits with integer steps; else scales a group
   bool gated;                // silu(x · gate) * (x · up)
   Float type;                // of x, bias and y

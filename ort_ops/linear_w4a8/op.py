@@ -15,7 +15,8 @@ Attributes: `group`, inputs that share a weight scale or step; `activation_group
 share an activation scale: K (one scale a token) or a divisor of K; `step`, what the largest |x| of
 a token or group is multiplied by to give the scale: 1 / 127 for 8 bits that cover everything. A
 scale is at least 2^-24, codes are rounded to even and clipped to [-top - 1, top], top = 7, 127 or
-32639. Sixteen bits are a way to multiply floats by integers: the function body keeps x as it is.
+32639. Sixteen bits are a way to multiply floats by integers: the function body and kernels for
+GPUs keep x as it is.
 """
 
 from collections.abc import Sequence

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ort_ops.attention.launch import Call
 from ort_ops.attention.op import AttentionTops, reference
 from tests.attention_case import AttentionCase, AttentionShape, Floats, random_case
 from tests.launched import Launched, host_compiler, kernel_sources
@@ -24,18 +25,6 @@ TOPS = st.builds(
     st.sampled_from([7, 127]), st.sampled_from([7, 127]),
     st.sampled_from([7, 15, 127, 255]), st.sampled_from([7, 15, 127, 255]),
 )  # fmt: skip
-
-
-class Call(ctypes.Structure):
-    """`Attention` of launch.h."""
-
-    _fields_ = [
-        (name, ctypes.c_int32)
-        for name in (
-            "batch", "heads", "kv_heads", "queries", "keys", "width", "q_top", "k_top", "v_top",
-            "p_top", "type",
-        )
-    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ort_ops.cached_attention.op import INPUTS, TURNS, CachedForm, Caches
+from ort_ops.cached_attention.launch import Call, Operands, Results
+from ort_ops.cached_attention.op import TURNS, CachedForm, Caches
 from tests.cached_attention_case import Array, CachedCase, CachedShape, random_case
 from tests.launched import Launched, host_compiler, kernel_sources
 
@@ -23,30 +24,6 @@ BITS = ((8, 8), (8, 4), (8, 16), (4, 8), (4, 4), (4, 16))
 KINDS = pytest.mark.parametrize("bits", BITS, ids=lambda b: f"k{b[0]}v{b[1]}")
 KERNELS = pytest.mark.parametrize("width", [20, 64], ids=["plain", "tensor cores"])
 CACHES = ("k_cache", "k_scales", "v_cache")
-
-
-class Call(ctypes.Structure):
-    """`CachedAttention` of launch.h."""
-
-    _fields_ = [
-        (name, ctypes.c_int32)
-        for name in (
-            "batch", "heads", "kv_heads", "queries", "capacity", "width", "q_top", "p_top",
-            "k_bits", "v_bits", "rotary", "type",
-        )
-    ]  # fmt: skip
-
-
-class Operands(ctypes.Structure):
-    """`CachedOperands`."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in (*INPUTS, *TURNS)]
-
-
-class Results(ctypes.Structure):
-    """`CachedResults`."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in ("y", *CACHES)]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from tests.ort_ops.test_cuda_resources import LAUNCHERS
 
 BYTES, MIXED = "IMMA.16832.S8.S8", "IMMA.16832.U8.S8"
 INT4, HALVES = "IMMA.16864.S4.S4", "HMMA.16816.F32"
+COPY = "LDGSTS"  # cp.async
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,6 @@ class TensorCores:
     kernel: str
     products: tuple[str, ...]  # beginnings of operations, suffixes included
     gpus: Sequence[int] = EVERY_GPU
-    copies: str = "LDGSTS"  # cp.async; UTMALDG: by the tensor memory accelerator
 
     @property
     def id(self) -> str:
@@ -74,7 +74,7 @@ def test_products_are_those_of_tensor_cores(
 ) -> None:
     """Operands come by asynchronous copies, and nothing lies in local memory."""
     for each in listings(compiler, kernels, gpus):
-        missing = [name for name in (*kernels.products, kernels.copies) if not each.uses(name)]
+        missing = [name for name in (*kernels.products, COPY) if not each.uses(name)]
         assert not missing, f"{each.name} for SM {each.gpu} has no {missing}"
         local = [name for name in ("LDL", "STL") if each.uses(name)]
         assert not local, f"{each.name} for SM {each.gpu} has {local}: arrays in local memory"
