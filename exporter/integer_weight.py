@@ -1,15 +1,17 @@
 """Quantized weights of a simulated model, multiplied as integers by the kernels for GPUs."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ort_ops.linear_w4a8.op import OPS, LinearOp
 from passes.activations.grid import ActivationGrid
 from passes.numerics import QuantizedLinear
+
+if TYPE_CHECKING:
+    from ort_ops.linear_w4a8.op import LinearOp
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +28,9 @@ class IntegerWeight:
         """Whether an operator multiplies it by inputs on `grid`."""
         return self._operator(grid) is not None
 
-    def _operator(self, grid: ActivationGrid) -> LinearOp | None:
+    def _operator(self, grid: ActivationGrid) -> "LinearOp | None":
+        from ort_ops.linear_w4a8.op import OPS, LinearOp  # 40 MB that quantizing can use
+
         if grid.granularity == "tensor":
             return None
         channel = grid.granularity == "token"
@@ -54,15 +58,15 @@ class IntegerWeight:
         return y
 
 
-def integer_weight(linear: QuantizedLinear) -> IntegerWeight:
-    """The same numbers, on the same device."""
+def integer_weight(linear: QuantizedLinear) -> IntegerWeight | None:
+    """The same numbers, on the same device; None: no operator has 8 bits and steps."""
     codes = linear.codes.T.contiguous()
     bits: Literal[4, 8] = 4 if linear.bits <= 4 else 8
+    if bits == 8 and linear.channel is not None:
+        return None
     stored = _packed(codes) if bits == 4 else codes
     if linear.channel is None:
         return IntegerWeight(bits, linear.group, stored, linear.scales.T.half().contiguous(), None)
-    if bits == 8:
-        raise ValueError("weights of 8 bits have no steps")
     steps = linear.steps().T.to(torch.int8).contiguous()
     return IntegerWeight(bits, linear.group, stored, linear.channel[:, 0].half(), steps)
 

@@ -35,10 +35,11 @@ class QuantizedBlock:
     def layer(self, integers: bool = False) -> Layer:
         """The block as it runs, weights de-quantized; with `integers` for kernels of ours, too."""
         rounded = {name: linear.dequantize() for name, linear in self.linears.items()}
-        codes = {n: integer_weight(linear) for n, linear in self.linears.items() if integers}
+        codes = {n: integer_weight(x) for n, x in self.linears.items()} if integers else {}
         return Layer(
             {**self.floats, **rounded},
-            self.transforms, self.activations, self.low_rank, self.attention, codes,
+            self.transforms, self.activations, self.low_rank, self.attention,
+            {name: weight for name, weight in codes.items() if weight is not None},
         )  # fmt: skip
 
     def to(self, device: str) -> "QuantizedBlock":

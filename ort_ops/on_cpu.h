@@ -12,7 +12,9 @@
 // * There are no warps, no atomics and no __syncthreads(): the host has none. What needs them
 //   (tensor cores) stands under #ifndef DQX_ON_CPU, as another body of the same phase.
 // * `launch<N>(kernel, dim3(x, y), stream, arguments…)` starts it: a template of a kernel with all
-//   its arguments named, `rounded<float>`. No blocks: nothing happens.
+//   its arguments named, `rounded<float>`. No blocks: nothing happens. `launch<N, 128, bytes>`:
+//   128 threads do something together that the host does at once, and `bytes` of shared memory
+//   are not declared in the kernel.
 // * All of it stands in an unnamed namespace: on the host the linker would take one of two functions
 //   of the same name, of different operators, for both.
 // Of CUDA's own functions the host has those of <cmath> and __dp4a. A Half becomes a float by
@@ -60,8 +62,8 @@ inline thread_local dim3 blockIdx;
 #ifdef DQX_ON_THREADS
 template <int threads, class Phase>
 void each_thread(const Phase& phase) {
-  for (int step = 0; step < 32; ++step) {
-    lane_at_work = warp_of_team * 32 + turn(step, 32);
+  for (int step = 0; step < share_of_team; ++step) {
+    lane_at_work = place_in_team * share_of_team + turn(step, share_of_team);
     if (lane_at_work < threads) phase(lane_at_work);
   }
   wait_for_team();
@@ -79,7 +81,7 @@ struct PerThread {
   T& operator[](int thread) { return values[thread]; }
 };
 
-template <int threads, class... Parameters>
+template <int threads, int together = 32, int room = 0, class... Parameters>
 int launch(void (*kernel)(Parameters...), dim3 blocks, Stream,
            std::common_type_t<Parameters>... arguments) {
   const auto each_block = [&](const auto& work) {
@@ -93,7 +95,7 @@ int launch(void (*kernel)(Parameters...), dim3 blocks, Stream,
     }
   };
 #ifdef DQX_ON_THREADS
-  run_team((threads + 31) / 32, each_block, [&] { kernel(arguments...); });
+  run_team(threads, together, each_block, [&] { kernel(arguments...); });
 #else
   each_block([&] { kernel(arguments...); });
 #endif
@@ -192,6 +194,8 @@ inline int compute_capability() {
   return 10 * major + minor;
 }
 
+constexpr int ROOM_UNASKED = 48 << 10;  // bytes of shared memory that every kernel may have
+
 using Half = __half;
 
 __device__ __forceinline__ float widened(Half half) { return __half2float(half); }
@@ -214,13 +218,18 @@ struct PerThread {
   __device__ __forceinline__ T& operator[](int) { return value; }
 };
 
-template <int threads, class... Parameters>
+template <int threads, int together = 32, int room = 0, class... Parameters>
 int launch(void (*kernel)(Parameters...), dim3 blocks, Stream stream,
            std::common_type_t<Parameters>... arguments) {
   if (!blocks.x || !blocks.y || !blocks.z) return 0;
   void* pointers[] = {&arguments...};
-  return static_cast<int>(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), blocks,
-                                           dim3(threads), pointers, 0,
+  const auto* code = reinterpret_cast<const void*>(kernel);
+  if constexpr (room > ROOM_UNASKED) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(code, cudaFuncAttributeMaxDynamicSharedMemorySize, room);
+    if (error) return static_cast<int>(error);
+  }
+  return static_cast<int>(cudaLaunchKernel(code, blocks, dim3(threads), pointers, room,
                                            static_cast<cudaStream_t>(stream)));
 }
 

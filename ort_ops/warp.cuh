@@ -94,7 +94,8 @@ inline void copy_now(void* to, const void* from, bool there) {
 
 template <int threads, class Phase>
 void each_warp(const Phase& phase) {
-  phase(warp_of_team);
+  const int warps = share_of_team / 32;
+  for (int i = 0; i < warps; ++i) phase(place_in_team * warps + i);
 }
 
 template <class Work>

@@ -44,10 +44,11 @@ def rounded(x: Floats, kind: Kind) -> Float32:
     """x in fp32, of numbers that `kind` has."""
     with np.errstate(over="ignore"):  # large numbers are infinite in fp16
         held = stored(x, kind)
-    return _loaded(held, kind)
+    return loaded(held, kind)
 
 
-def _loaded(held: Array, kind: Kind) -> Float32:
+def loaded(held: Array, kind: Kind) -> Float32:
+    """In fp32 what `stored` holds."""
     if kind == "bf16":
         return (held.astype(np.uint32) << 16).view(np.float32)
     return held.astype(np.float32)
@@ -98,7 +99,7 @@ def launch(
         error = launched.library.launch(ctypes.byref(call), *arguments)
     else:
         error = launched.library.launch_planned(ctypes.byref(call), ctypes.byref(plan), *arguments)
-    return error, _loaded(y.array(), kind)
+    return error, loaded(y.array(), kind)
 
 
 def output(

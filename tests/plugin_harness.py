@@ -21,6 +21,7 @@ Array = npt.NDArray[Any]
 FLAGS = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Werror")
 KINDS = {
     np.dtype(np.float32): "fp32", np.dtype(np.float16): "fp16", np.dtype(np.int8): "int8",
+    np.dtype(np.uint16): "bf16",  # as bits
     np.dtype(np.int32): "int32", np.dtype(np.int64): "int64", np.dtype(np.bool_): "bool",
 }  # fmt: skip
 MISSING = (

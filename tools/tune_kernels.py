@@ -40,8 +40,18 @@ class Form:
     channel: bool
     gated: bool
 
-    def kernels(self) -> list[Kernel]:
-        """The instances that there are, with the registers of a thread (SM 87)."""
+    def kernels(self, wgmma: bool = False) -> list[Kernel]:
+        """The instances that there are, with the registers of a thread (SM 87, of wgmma SM 90)."""
+        return self._of_warps() + (self._of_groups() if wgmma and self.channel else [])
+
+    def _of_groups(self) -> list[Kernel]:
+        used = {16: 95, 32: 126, 64: 191} if self.gated else {16: 64, 32: 79, 64: 128, 128: 226}
+        return [
+            Kernel(self.weight_bits, "wgmma", rows, self.gated, registers)
+            for rows, registers in used.items()
+        ]
+
+    def _of_warps(self) -> list[Kernel]:
         path = "mma4" if self.int4 else "mma8"
         used = {16: 128, 32: 168, 64: 226}
         rows = [16, 32] if self.channel or self.int4 else [32]
@@ -86,10 +96,11 @@ class Choice:
 Cost = Callable[[Form, Choice, Shape], float]  # seconds
 
 
-def choose(form: Form, rows: tuple[int, ...], cost: Cost) -> Choice:
+def choose(form: Form, rows: tuple[int, ...], cost: Cost, wgmma: bool) -> Choice:
     """The best division for a range of rows; of equal ones the first."""
     shapes = [Shape(many, *linear) for linear in LINEARS.values() for many in rows]
-    choices = [Choice(kernel, blocks) for kernel in form.kernels() for blocks in BLOCKS]
+    kernels = form.kernels(wgmma)
+    choices = [Choice(kernel, blocks) for kernel in kernels for blocks in BLOCKS]
 
     def mean(choice: Choice) -> float:
         return exp(sum(log(cost(form, choice, shape)) for shape in shapes) / len(shapes))
@@ -102,7 +113,10 @@ def lines(capability: int, cost: Cost) -> Iterator[str]:
     for form in FORMS:
         if form.int4 and not GPUS[capability].int4:
             continue
-        found = [(most, choose(form, rows, cost)) for most, rows in BUCKETS.items()]
+        found = [
+            (most, choose(form, rows, cost, GPUS[capability].wgmma))
+            for most, rows in BUCKETS.items()
+        ]
         for place, (most, choice) in enumerate(found):
             if place + 1 < len(found) and found[place + 1][1] == choice:
                 continue
@@ -149,7 +163,7 @@ def main(
     """Write the table; say what of it was measured."""
     if show:
         for form in FORMS:
-            rows = [f"{kernel.path} {kernel.rows}" for kernel in form.kernels()]
+            rows = [f"{kernel.path} {kernel.rows}" for kernel in form.kernels(wgmma=True)]
             typer.echo(f"{form}: {', '.join(rows)}; blocks of a multiprocessor {BLOCKS}")
         return
     kept = sections(to.read_text()) if to.is_file() else {}

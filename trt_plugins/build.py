@@ -109,7 +109,8 @@ def cuda_command(root: Path, sm: int) -> list[str]:
         raise BuildError(NO_NVCC)
     if not shutil.which("g++"):  # nvcc compiles what runs on the host with it
         raise BuildError(NO_COMPILER)
-    target = f"-gencode=arch=compute_{sm},code=sm_{sm}"
+    kind = "90a" if sm == 90 else sm  # with all that this GPU alone has
+    target = f"-gencode=arch=compute_{kind},code=sm_{kind}"
     libraries = [f"-L{nvcc.resolve().parents[1] / 'lib'}"]  # where pip's packages have them
     to_host = f"-Xcompiler={','.join(HOST_FLAGS)}"
     return [str(nvcc), *FLAGS, target, to_host, *_includes(root), *libraries]

@@ -108,10 +108,10 @@ def evaluate(
 
     given: dict[str, Any] = {
         "sampler": sampler, "gen_length": gen_length, "steps": steps, "block_length": block_length,
-        "cache": cache, "threshold": threshold, "factor": factor, "cfg_scale": cfg_scale, "eps": eps,
-        "temperature": temperature, "top_k": top_k, "top_p": top_p, "alg_temp": alg_temp,
-        "seed": quant.seed or None, "early_stop": early_stop, "eos_inf": eos_inf,
-        "confidence_eos_inf": confidence_eos_inf,
+        "cache": cache, "threshold": threshold, "factor": factor, "cfg_scale": cfg_scale,
+        "eps": eps, "temperature": temperature, "top_k": top_k, "top_p": top_p,
+        "alg_temp": alg_temp, "seed": quant.seed or None, "early_stop": early_stop,
+        "eos_inf": eos_inf, "confidence_eos_inf": confidence_eos_inf,
     }  # fmt: skip
     progress = TerminalProgress()
     hardware = Hardware(device_of(device), provider, threads, accuracy_level, operators)

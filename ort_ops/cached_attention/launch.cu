@@ -80,10 +80,12 @@ int round_all(const CachedAttention& call, const CachedOperands& from, const Cac
               const Workspace& room, Stream stream) {
   const dim3 query_blocks(parts(query_count(call) * call.heads, ROUND_VECTORS));
   const dim3 key_blocks(parts(query_count(call) * call.kv_heads, ROUND_VECTORS));
-  const int error = launch<ROUND_THREADS>(round_queries<T>, query_blocks, stream, call, from,
-                                          room.q, room.q_scales);
+  int error = launch<ROUND_THREADS>(round_queries<T>, query_blocks, stream, call, from, room.q,
+                                    room.q_scales);
   if (error) return error;
-  return launch<ROUND_THREADS>(write_caches<T>, key_blocks, stream, call, from, to);
+  error = launch<ROUND_THREADS>(write_keys<T>, key_blocks, stream, call, from, to);
+  if (error) return error;
+  return launch<ROUND_THREADS>(write_values<T>, key_blocks, stream, call, from, to.v_cache);
 }
 
 bool is_whole(const CachedAttention& call) {

@@ -101,9 +101,9 @@ __device__ __forceinline__ void write_codes(int bits, int width, int8_t* to, int
 }
 
 template <class T>
-__device__ __forceinline__ void write_values(const CachedAttention& call,
-                                             const CachedOperands& from, const Fed& fed,
-                                             void* cache, int lane) {
+__device__ __forceinline__ void write_value(const CachedAttention& call,
+                                            const CachedOperands& from, const Fed& fed,
+                                            void* cache, int lane) {
   const T* values = static_cast<const T*>(from.v) + fed.from * call.width;
   if (call.v_bits == 16) {
     T* to = static_cast<T*>(cache) + fed.place * call.width;
@@ -119,10 +119,10 @@ __device__ __forceinline__ void write_values(const CachedAttention& call,
   });
 }
 
-// All fed keys and values to their places in the caches.
+// All fed keys and their scales to their places in the caches.
 template <class T>
-__global__ void __launch_bounds__(ROUND_THREADS)
-    write_caches(CachedAttention call, CachedOperands from, CachedResults to) {
+__global__ void __launch_bounds__(ROUND_THREADS, 4)
+    write_keys(CachedAttention call, CachedOperands from, CachedResults to) {
   const int64_t vectors = int64_t{call.batch} * call.queries * call.kv_heads;
   __shared__ float largest[ROUND_VECTORS][LANES];
   const auto value_of = [&](const Fed& fed, int channel) {
@@ -156,11 +156,18 @@ __global__ void __launch_bounds__(ROUND_THREADS)
     });
     if (thread % LANES == 0) *kept = held;
   });
+}
+
+// Likewise the values.
+template <class T>
+__global__ void __launch_bounds__(ROUND_THREADS)
+    write_values(CachedAttention call, CachedOperands from, void* cache) {
+  const int64_t vectors = int64_t{call.batch} * call.queries * call.kv_heads;
   each_thread<ROUND_THREADS>([&](int thread) {
     const int64_t vector = vector_of(thread);
     if (vector >= vectors) return;
     const Fed fed = fed_vector(call, from, vector);
-    if (fed.place >= 0) write_values<T>(call, from, fed, to.v_cache, thread % LANES);
+    if (fed.place >= 0) write_value<T>(call, from, fed, cache, thread % LANES);
   });
 }
 

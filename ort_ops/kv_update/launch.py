@@ -6,6 +6,4 @@ import ctypes
 class Call(ctypes.Structure):
     """`KvUpdate`."""
 
-    _fields_ = [
-        (name, ctypes.c_int32) for name in ("batch", "heads", "capacity", "fed", "bytes")
-    ]
+    _fields_ = [(name, ctypes.c_int32) for name in ("batch", "heads", "capacity", "fed", "bytes")]

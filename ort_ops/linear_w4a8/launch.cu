@@ -50,15 +50,15 @@ int round_rows(const Linear& call, const void* x, bool packed, const Rounded& to
   }
 }
 
-// Whether all that tensor cores read from where it lies begins at multiples of 16 bytes.
-bool at_chunks(const Linear& call, const void* x, const LinearWeight* weights) {
+// Whether all that kernels for tensor cores read and write begins at multiples of 16 bytes.
+bool at_chunks(const Linear& call, const void* x, const LinearWeight* weights, const void* bias,
+               const void* y) {
   const auto begins = [](const void* memory) {
     return reinterpret_cast<uintptr_t>(memory) % 16 == 0;
   };
-  bool all = call.activation_bits < 16 || begins(x);
+  bool all = begins(bias) && begins(y) && (call.activation_bits < 16 || begins(x));
   for (int i = 0; i < (call.gated ? 2 : 1); ++i) {
-    all = all && begins(weights[i].codes) && begins(weights[i].steps) &&
-          (call.activation_bits < 16 || begins(weights[i].scales));
+    all = all && begins(weights[i].codes) && begins(weights[i].steps) && begins(weights[i].scales);
   }
   return all;
 }
@@ -77,7 +77,7 @@ int launch_planned_linear(const Linear& call, const Plan& plan, const void* x,
   void* partial = codes + code_bytes(call) + scale_bytes(call);
   const Operands given{x, {codes, reinterpret_cast<float*>(codes + code_bytes(call))},
                        weights, bias, y, static_cast<float*>(partial)};
-  const bool placed = at_chunks(call, x, weights);
+  const bool placed = at_chunks(call, x, weights, bias, y);
   const auto run = [&](bool fits, auto multiply) {
     if (!fits || !has_room(call, plan)) return INVALID_VALUE;
     const bool packed = plan.path == Path::mma4, taken = call.activation_bits == 16;
@@ -88,6 +88,7 @@ int launch_planned_linear(const Linear& call, const Plan& plan, const void* x,
     case Path::halves: return run(placed && fits_halves(call), multiply_by_halves);
     case Path::floats: return run(fits_floats(call), multiply_by_floats);
     case Path::mma4: return run(placed && fits_mma4(call), multiply_by_mma4);
+    case Path::wgmma: return run(placed && fits_wgmma(call), multiply_by_wgmma);
     case Path::mma8: return run(placed && fits_mma8(call), multiply_by_mma8);
     default: return run(fits_dp4a(call), multiply_by_dp4a);
   }
@@ -96,7 +97,7 @@ int launch_planned_linear(const Linear& call, const Plan& plan, const void* x,
 int launch_linear(const Linear& call, const void* x, const LinearWeight* weights, const void* bias,
                   void* y, void* workspace, Stream stream) {
   if (call.rows == 0) return 0;
-  const bool placed = at_chunks(call, x, weights);
+  const bool placed = at_chunks(call, x, weights, bias, y);
   const Plan plain{call.activation_bits == 16 ? Path::floats : Path::dp4a, 32, 1};
   const Plan plan = placed ? plan_linear(call) : plain;
   return launch_planned_linear(call, plan, x, weights, bias, y, workspace, stream);

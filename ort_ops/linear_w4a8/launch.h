@@ -28,7 +28,7 @@ struct LinearWeight {
 };
 
 // Which kernel multiplies, and how it divides the work.
-enum class Path : int32_t { dp4a, mma8, mma4, halves, floats };
+enum class Path : int32_t { dp4a, mma8, mma4, halves, floats, wgmma };
 struct Plan {
   Path path;
   int32_t rows;   // of a block

@@ -21,7 +21,7 @@ class Plan(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int32) for name in ("path", "rows", "parts")]
 
 
-PATHS = ("dp4a", "mma8", "mma4", "halves", "floats")
+PATHS = ("dp4a", "mma8", "mma4", "halves", "floats", "wgmma")
 
 
 class WeightPointers(ctypes.Structure):

@@ -2,8 +2,8 @@
 
 `DqxLinear<format>(x, weight…, bias) -> y`: y = x · W + bias, with x (…, K) rounded to integers at
 run time. `DqxGated<format>(x, weight of gate…, weight of up…) -> silu(x · W_gate) * (x · W_up)`.
-Domain `dqexport`, version 1; x, bias and y are fp32, or all fp16. A format is `W<bits>A<bits>`,
-with weights
+Domain `dqexport`, version 1; x, bias and y are fp32, or all fp16, or all bf16 (kernels for GPUs
+alone). A format is `W<bits>A<bits>`, with weights
 
 * plain: codes INT4 or INT8 (K, N), scales fp16 or fp32 (ceil(K / group), N); sums in floats, a
   group at a time;

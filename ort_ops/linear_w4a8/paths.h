@@ -47,4 +47,8 @@ int multiply_by_floats(const Linear& call, const Operands& given, const Plan& pl
 bool fits_mma8(const Linear& call);
 int multiply_by_mma8(const Linear& call, const Operands& given, const Plan& plan, Stream stream);
 
+constexpr int WGMMA_GPU = 90;  // compute capability, by ten: no other GPU has wgmma
+bool fits_wgmma(const Linear& call);
+int multiply_by_wgmma(const Linear& call, const Operands& given, const Plan& plan, Stream stream);
+
 }  // namespace dqx

@@ -12,12 +12,14 @@ constexpr int BLOCKS_OF_HALVES = 2;  // on each multiprocessor; not measured
 
 int64_t tiles_of(int64_t length, int64_t tile) { return (length + tile - 1) / tile; }
 
-// The newest GPU of the table that is no newer than the one in use; of those older, the oldest.
+// The newest GPU of the table that is no newer than the one in use; of those older, the oldest. That
+// with wgmma stands for itself alone.
 int known_capability() {
   const int gpu = compute_capability();
   int known = TILE_RULES[0].capability;
   for (const TileRule& rule : TILE_RULES) {
-    if (rule.capability <= gpu && rule.capability > known) known = rule.capability;
+    const bool stands = rule.capability <= gpu && (rule.capability != WGMMA_GPU || gpu == WGMMA_GPU);
+    if (stands && rule.capability > known) known = rule.capability;
   }
   return known;
 }

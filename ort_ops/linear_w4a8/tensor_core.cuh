@@ -126,8 +126,8 @@ __device__ __forceinline__ void turn(const uint32_t (&inputs)[4], const uint32_t
     for (int high = 0; high < 2; ++high) {
       const uint32_t step = steps[2 * byte + high];
       const uint32_t base = 0x10001000u - step * 0x00080008u;
-      const uint32_t a = (even >> 4 * high & 0x000f000fu) ^ 0x00080008u;
-      const uint32_t b = (odd >> 4 * high & 0x000f000fu) ^ 0x00080008u;
+      const uint32_t a = masked_xor(even >> 4 * high, 0x000f000fu, 0x00080008u);
+      const uint32_t b = masked_xor(odd >> 4 * high, 0x000f000fu, 0x00080008u);
       columns[2 * byte + high] =
           __byte_perm(a * step + base, b * step + base, 0x6240);
     }
@@ -234,12 +234,12 @@ __device__ __forceinline__ int column_in_block(int thread, int c, int j) {
   return thread / 32 * WARP_COLUMNS + thread % 4 * 16 + c % 2 * 8 + j;
 }
 
-// Scales of the run of inputs at `first` for 8 columns from `column` on.
+// Scales of the run of inputs at `first` for the columns from `column` on.
+template <int count>
 __device__ __forceinline__ void read_scales(const Linear& call, const LinearWeight& weight,
-                                            int first, int column, float (&scales)[OCTETS]) {
+                                            int first, int column, float (&scales)[count]) {
   const int64_t place = column + (call.channel ? 0 : int64_t{first / call.group} * call.width);
-  DQX_UNROLL
-  for (int j = 0; j < OCTETS; ++j) scales[j] = value_at(weight.scales, call.scales, place + j);
+  read_row(weight.scales, call.scales, place, scales);
 }
 
 // A thread's products: integers as long as all of a row share a scale, else floats.
@@ -357,32 +357,28 @@ __device__ __forceinline__ void octet_of(const Linear& call, const Rounded& x,
   }
 }
 
-__device__ __forceinline__ void store_octet(void* values, Float type, int64_t place,
-                                            const float (&value)[OCTETS]) {
-  DQX_UNROLL
-  for (int j = 0; j < OCTETS; ++j) store(values, type, place + j, value[j]);
-}
-
-// Eight outputs in a row, from gate and up where `gated`; with several parts of the depth what this
+// Outputs in a row, from gate and up where `gated`; with several parts of the depth what this
 // one adds to each: partial (part, gate or up, row, column).
-template <bool gated>
+template <bool gated, int count>
 __device__ __forceinline__ void store_outputs(const Linear& call, const void* bias, void* y,
                                               float* partial, int64_t place, int column,
-                                              float (&value)[OCTETS],
-                                              [[maybe_unused]] const float (&other)[OCTETS]) {
+                                              float (&value)[count],
+                                              [[maybe_unused]] const float (&other)[count]) {
   const int64_t matrix = call.rows * call.width;
   if (partial) {
     const int64_t from = int64_t{blockIdx.z} * (gated ? 2 : 1) * matrix + place;
-    store_octet(partial, Float::fp32, from, value);
-    if constexpr (gated) store_octet(partial, Float::fp32, from + matrix, other);
+    store_row(partial, Float::fp32, from, value);
+    if constexpr (gated) store_row(partial, Float::fp32, from + matrix, other);
     return;
   }
+  float added[count] = {};
+  if (bias) read_row(bias, call.type, column, added);
   DQX_UNROLL
-  for (int j = 0; j < OCTETS; ++j) {
+  for (int j = 0; j < count; ++j) {
     if constexpr (gated) value[j] = silu(value[j]) * other[j];
-    if (bias) value[j] += value_at(bias, call.type, column + j);
+    value[j] += added[j];
   }
-  store_octet(y, call.type, place, value);
+  store_row(y, call.type, place, value);
 }
 
 // The integers of the same places as octet_of has them.

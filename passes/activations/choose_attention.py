@@ -20,8 +20,8 @@ class ChooseAttention:
 
     The error is that of attention's outputs, squared and relative to their squares token by token,
     and the mean over the calibration tokens that count: few large ones do not hide what the others
-    lose. Cheapest first: all integers, as the grids are; queries and keys on integers, probabilities
-    and values as floats; all floats, whose error is 0.
+    lose. Cheapest first: all integers, as the grids are; queries and keys on integers with float
+    probabilities and values; all floats, whose error is 0.
     """
 
     limit: float

@@ -59,6 +59,9 @@ bool written(const char* y, size_t count, size_t each) {
 }
 
 bool linear() {
+#ifdef DQX_ON_CPU
+  dqx::host_capability = up_to(2) == 1 ? 87 : 90;
+#endif
   dqx::Linear call{};
   call.activation_group = up_to(40);
   call.depth = call.activation_group * up_to(6);

@@ -15,6 +15,7 @@ LAUNCHERS = {
     "linear_w4a8/dp4a.cu": (4, 128),
     "linear_w4a8/mma8.cu": (18, 255),
     "linear_w4a8/mma4.cu": (10, 255),
+    "linear_w4a8/wgmma.cu": (16, 255),
     "linear_w4a8/halves.cu": (18, 255),
     "linear_w4a8/floats.cu": (4, 128),
     "attention/launch.cu": (7, 64),
@@ -23,7 +24,7 @@ LAUNCHERS = {
     "attention/tensor_core_64.cu": (3, 168),
     "attention/tensor_core_128.cu": (3, 168),
     "attention/tensor_core_256.cu": (3, 255),
-    "cached_attention/launch.cu": (8, 80),
+    "cached_attention/launch.cu": (10, 80),
     "kv_update/launch.cu": (6, 40),
 }
 GPUS = pytest.mark.parametrize(
@@ -40,10 +41,12 @@ GPUS = pytest.mark.parametrize(
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_kernels_stay_in_registers(compiler: Compiler, launcher: str, gpus: Sequence[int]) -> None:
     count, most = LAUNCHERS[launcher]
-    kernels = compiler(launcher, gpus).kernels
+    compiled = compiler(launcher, gpus)
+    kernels = compiled.kernels
     assert sorted(kernel.gpu for kernel in kernels) == sorted([*gpus] * count)
     wrong = [k for k in kernels if k.spilled or k.stack or k.registers > most]
     assert not wrong
+    assert "Performance Loss" not in compiled.log  # wgmma that wait for each other
 
 
 def test_no_launcher_is_forgotten() -> None:

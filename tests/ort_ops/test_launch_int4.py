@@ -123,7 +123,8 @@ def test_gpus_that_have_it_use_it(linears: Launched, each_gpu: list[int]) -> Non
     for gpu in each_gpu:
         linears.library.stand_for(gpu)
         fits = gpu in WITH_INT4
-        assert path_of(linears, call_of(case, 40, "fp16")) == ("mma4" if fits else "mma8")
+        others = "wgmma" if gpu == 90 else "mma8"
+        assert path_of(linears, call_of(case, 40, "fp16")) == ("mma4" if fits else others)
         error, _ = launch(linears, case, x, "fp32", plan=int4())
         assert error == (0 if fits else INVALID_VALUE)
 

@@ -27,9 +27,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("what", "result"), [("barrier", "63 0\n"), ("wait", "1 64\n"), ("no wait", "0 0\n")]
+    ("what", "result"),
+    [
+        ("barrier", "63 0\n"),
+        ("wait", "1 64\n"),
+        ("no wait", "0 0\n"),
+        ("product", "32 32\n"),
+        ("no product", "0 0\n"),
+    ],
 )
-def test_copies_arrive_when_they_are_waited_for(small: Path, what: str, result: str) -> None:
+def test_copies_and_products_are_made_when_they_are_waited_for(
+    small: Path, what: str, result: str
+) -> None:
     done = run(small, what)
     assert (done.returncode, done.stdout) == (0, result), done.stderr
 

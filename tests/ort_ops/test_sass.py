@@ -31,6 +31,7 @@ class TensorCores:
 KERNELS = [
     TensorCores("linear_w4a8/mma8.cu", "tensor_core_product", (BYTES,)),
     TensorCores("linear_w4a8/mma4.cu", "int4_product", (INT4,), (80, 86, 87, 89)),
+    TensorCores("linear_w4a8/wgmma.cu", "group_products", ("IGMMA.64x",), (90,)),
     TensorCores("linear_w4a8/halves.cu", "halves_productI6__half", (HALVES,)),
     TensorCores("linear_w4a8/halves.cu", "halves_productI13__nv_bfloat16", (f"{HALVES}.BF16",)),
     *(

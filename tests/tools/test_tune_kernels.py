@@ -53,9 +53,9 @@ def test_without_a_gpu_nothing_is_written(tmp_path: Path) -> None:
 
 
 def test_every_form_has_a_rule_for_any_number_of_rows() -> None:
-    rules: dict[tuple[str, ...], list[tuple[int, int, int]]] = {}
-    for *form, most, _, rows, blocks in RULE.findall(TILES.read_text()):
-        rules.setdefault(tuple(form), []).append((int(most), int(rows), int(blocks)))
+    rules: dict[tuple[str, ...], list[tuple[int, str, int, int]]] = {}
+    for *form, most, path, rows, blocks in RULE.findall(TILES.read_text()):
+        rules.setdefault(tuple(form), []).append((int(most), path, int(rows), int(blocks)))
     for sm, gpu in GPUS.items():
         for form in FORMS:
             flags = (str(flag).lower() for flag in (form.int4, form.channel, form.gated))
@@ -63,10 +63,12 @@ def test_every_form_has_a_rule_for_any_number_of_rows() -> None:
             if form.int4 and not gpu.int4:
                 assert not found
                 continue
-            assert [most for most, _, _ in found] == sorted({most for most, _, _ in found})
-            assert found[-1][0] == 2**31 - 1
-            instances = {kernel.rows for kernel in form.kernels()}
-            assert all(rows in instances and blocks in BLOCKS for _, rows, blocks in found)
+            bounds = [each[0] for each in found]
+            assert bounds == sorted(set(bounds))
+            assert bounds[-1] == 2**31 - 1
+            instances = {(kernel.path, kernel.rows) for kernel in form.kernels(gpu.wgmma)}
+            assert all((path, rows) in instances for _, path, rows, _ in found)
+            assert all(blocks in BLOCKS for *_, blocks in found)
     assert not rules
 
 
@@ -109,11 +111,12 @@ def test_plans_are_choices_of_the_tuner(
     )
     plan = Plan()
     launched.library.plan(ctypes.byref(call), ctypes.byref(plan))
-    assert PATHS[plan.path] == ("mma4" if int4 and 80 <= sm < 90 else "mma8")
+    path, wide = PATHS[plan.path], sm == 90 and channel
+    assert path in ({"mma4"} if int4 and 80 <= sm < 90 else {"mma8", "wgmma"} if wide else {"mma8"})
     assert plan.parts == 1 or rows <= 128
     assert plan.parts * rows * width * 4 * (1 + gated) <= MOST_PARTIAL_BYTES or plan.parts == 1
-    kernels = [k for k in form.kernels() if k.rows == plan.rows]  # type: ignore[attr-defined]
-    if kernels and PATHS[plan.path] == kernels[0].path:
+    kernels = [k for k in form.kernels(wide) if (k.path, k.rows) == (path, plan.rows)]  # type: ignore[attr-defined]
+    if kernels:
         small = type(GPUS[80])("host", 4, 0, 0, 0, False)  # as many as the host says it has
         possible = {Choice(kernels[0], b).parts(small, Shape(rows, depth, width)) for b in BLOCKS}
         assert plan.parts in possible

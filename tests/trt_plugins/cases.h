@@ -24,7 +24,8 @@ struct Tensor {
       case nvinfer1::DataType::kINT4: return (count + 1) / 2;
       case nvinfer1::DataType::kINT8:
       case nvinfer1::DataType::kBOOL: return count;
-      case nvinfer1::DataType::kHALF: return count * 2;
+      case nvinfer1::DataType::kHALF:
+      case nvinfer1::DataType::kBF16: return count * 2;
       case nvinfer1::DataType::kINT64: return count * 8;
       default: return count * 4;
     }
@@ -49,8 +50,8 @@ inline Tensor read_tensor(std::istream& line) {
   static const std::map<std::string, nvinfer1::DataType> types = {
       {"fp32", nvinfer1::DataType::kFLOAT}, {"fp16", nvinfer1::DataType::kHALF},
       {"int4", nvinfer1::DataType::kINT4},  {"int8", nvinfer1::DataType::kINT8},
-      {"int32", nvinfer1::DataType::kINT32}, {"int64", nvinfer1::DataType::kINT64},
-      {"bool", nvinfer1::DataType::kBOOL}};
+      {"bf16", nvinfer1::DataType::kBF16},  {"int32", nvinfer1::DataType::kINT32},
+      {"int64", nvinfer1::DataType::kINT64}, {"bool", nvinfer1::DataType::kBOOL}};
   Tensor tensor;
   std::string type, size;
   line >> type >> tensor.file;

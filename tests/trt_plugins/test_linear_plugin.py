@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from ort_ops.int4 import pack_int4
 from ort_ops.linear_w4a8.op import OPS, LinearOp
+from tests.launched_linear import assert_right as assert_right_in
+from tests.launched_linear import in_kind, loaded, stored
 from tests.linear_case import LinearCase, random_case, random_rows
 from tests.plugin_harness import Given, Harness, PluginCase, needs_plugins
 
@@ -74,6 +76,24 @@ def test_what_an_engine_keeps_is_enough(harness: Harness, tmp_path: Path) -> Non
     assert {x.dtype.itemsize for _, x in pairs} == {2, 4}
 
 
+def in_bf16(case: LinearCase, x: Floats) -> PluginCase:
+    """The same node with x, bias and y in bf16."""
+    made = plugin_case(case, x)
+    inputs = [replace(made.inputs[0], content=stored(x, "bf16")), *made.inputs[1:]]
+    if not case.op.gated:
+        inputs[-1] = Given(stored(case.bias, "bf16"))
+    return replace(made, inputs=inputs, dtype=np.uint16)
+
+
+def test_bf16_is_taken(harness: Harness, tmp_path: Path) -> None:
+    """By all formats; weights' scales are fp16 or fp32."""
+    pairs = [in_kind(*drawn(seed, op), "bf16") for seed, op in enumerate(OPS)]
+    outcomes = harness.run([in_bf16(*pair) for pair in pairs], tmp_path)
+    for (case, x), outcome in zip(pairs, outcomes, strict=True):
+        assert outcome.y is not None, outcome.log
+        assert_right_in(case, x, loaded(outcome.y, "bf16"), "bf16")
+
+
 def plain() -> PluginCase:
     """DqxLinearW4A8Channel of 3 rows, 48 inputs and 6 outputs in groups of 16."""
     rng = np.random.default_rng(0)
@@ -101,6 +121,7 @@ def faults() -> Sequence[tuple[PluginCase, str, str]]:
     x, codes, scales, steps, bias = case.inputs
     short = Given(np.zeros((2, 6), np.int8))
     create, types, shapes = "createPlugin", "getOutputDataTypes", "getOutputShapes"
+    half = np.zeros(6, np.uint16)
     return [
         (without(case, "group"), create, "the attribute group is missing"),
         (without(case, "step"), create, "the attribute step is missing"),
@@ -113,6 +134,8 @@ def faults() -> Sequence[tuple[PluginCase, str, str]]:
         (changed(case, 0, Given(np.zeros((3, 48), np.int8))), types, "input 0 is not to be int8"),
         (changed(case, 1, Given(np.zeros((48, 6), np.int8))), types, "input 1 is not to be int8"),
         (changed(case, 4, Given(np.zeros(6, np.float16))), types, "input 4 is not to be fp16"),
+        (changed(case, 2, Given(half)), types, "input 2 is not to be bf16"),
+        (changed(case, 4, Given(half)), types, "input 4 is not to be bf16"),
         (changed(case, 0, Given(x.content[:, :40])), shapes, "x (3, 40) does not fit codes"),
         (changed(case, 0, Given(np.array(1, np.float32))), shapes, "x () does not fit codes"),
         (changed(case, 2, Given(scales.content[:5])), shapes,

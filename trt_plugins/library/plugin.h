@@ -29,9 +29,14 @@ namespace dqx {
 constexpr char NAMESPACE[] = "dqexport", VERSION[] = "1";
 
 inline Float float_of(nvinfer1::DataType type) {
-  return type == nvinfer1::DataType::kHALF ? Float::fp16 : Float::fp32;
+  switch (type) {
+    case nvinfer1::DataType::kHALF: return Float::fp16;
+    case nvinfer1::DataType::kBF16: return Float::bf16;
+    default: return Float::fp32;
+  }
 }
 
+// What all operators take.
 inline bool is_float(nvinfer1::DataType type) {
   return type == nvinfer1::DataType::kHALF || type == nvinfer1::DataType::kFLOAT;
 }

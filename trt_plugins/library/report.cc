@@ -51,6 +51,7 @@ const char* name_of(nvinfer1::DataType type) {
   switch (type) {
     case nvinfer1::DataType::kFLOAT: return "fp32";
     case nvinfer1::DataType::kHALF: return "fp16";
+    case nvinfer1::DataType::kBF16: return "bf16";
     case nvinfer1::DataType::kINT4: return "int4";
     case nvinfer1::DataType::kINT8: return "int8";
     case nvinfer1::DataType::kINT32: return "int32";

@@ -47,7 +47,7 @@ struct LinearNode {
 
   bool takes(int place, const DataType* types) const {
     switch (role(place)) {
-      case Role::X: return is_float(types[place]);
+      case Role::X: return is_float(types[place]) || types[place] == DataType::kBF16;
       case Role::CODES: return types[place] == code_type();
       case Role::SCALES: return is_float(types[place]) && types[place] == types[FIRST_SCALES];
       case Role::STEPS: return types[place] == DataType::kINT8;

@@ -10,6 +10,7 @@ from exporter.manifest import Manifest
 from exporter.runtime import operators
 from exporter.runtime.operators import BUILT, FOLDER, find_library
 from ort_ops.build_cuda import library_name, source_files
+from tests.commands import dqexport
 
 CUDA = "CUDAExecutionProvider"
 
@@ -62,3 +63,19 @@ def test_floats_times_integers_stay_with_onnx_runtime(tmp_path: Path) -> None:
     manifest = build(None, "cuda", tmp_path / "plain", options)
     assert manifest is not None and manifest.operators == {}
     assert not (tmp_path / "plain" / FOLDER).exists()
+
+
+def test_the_command_builds_for_a_gpu_that_is_here_or_named(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.ops_command.compute_capability", lambda: None)
+    nowhere = dqexport("ops", "build", bundle, "--cuda")
+    assert nowhere.code == 1 and "no NVIDIA GPU here" in nowhere.err
+    alone = dqexport("ops", "build", bundle, "--sm", "87")
+    assert alone.code == 1 and "Give --cuda, too" in alone.err
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    for_cpu = dqexport("ops", "build", bundle)
+    assert for_cpu.code == 1 and "no operators of our own for that" in for_cpu.err
+    no_such_gpu = dqexport("ops", "build", bundle, "--cuda", "--sm", "1")
+    assert no_such_gpu.code == 1
+    assert not (bundle / FOLDER / BUILT / library_name(1)).exists()

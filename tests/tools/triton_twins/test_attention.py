@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ort_ops.attention.launch import Call
 from tests.attention_case import AttentionCase, AttentionShape, Floats, random_case
 from tests.launched import Launched, host_compiler
 from tests.ort_ops.test_launch_attention import (
     SOURCES,
     TOPS,
-    Call,
     assert_right,
     output,
     some_case,

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ort_ops.cached_attention.launch import Call
 from ort_ops.cached_attention.op import CachedForm
 from tests.cached_attention_case import Array, CachedCase, CachedShape, random_case
 from tests.launched import Launched, host_compiler
-from tests.ort_ops.test_launch_cached_attention import SOURCES, Call, output
+from tests.ort_ops.test_launch_cached_attention import SOURCES, output
 
 pytestmark = pytest.mark.triton
 FORMS = [(k_bits, v_bits) for k_bits in (8, 4) for v_bits in (8, 4, 16)]
