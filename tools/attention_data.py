@@ -11,7 +11,14 @@ JUDGED = 256  # queries of each row, at most: in fp64 they take time
 
 
 def operands(
-    kind: str, rows: int, queries: int, keys: int, heads: int, kv_heads: int, width: int
+    kind: str,
+    rows: int,
+    queries: int,
+    keys: int,
+    heads: int,
+    kv_heads: int,
+    width: int,
+    seed: int = 0,
 ) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
     """q (B, H, Q, K), k and v (B, G, S, K) on torch's default device, fp16.
 
@@ -21,7 +28,7 @@ def operands(
     """
     import torch
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     q = torch.randn(rows, heads, queries, width)
     k = torch.randn(rows, kv_heads, keys, width)
     v = torch.randn(rows, kv_heads, keys, width)
