@@ -57,7 +57,6 @@ def cache_bits(target: Target, use: OperatorUse | None, recipe: Recipe) -> tuple
         return target.cache_bits
     bytes_too = use is not None and use.kv_update
     codes = use is not None and use.cached_attention and keeps_codes(recipe.attention, 4)
-    codes = codes and not recipe.chooses_attention  # then blocks may have none
     possible = {16, *[8] * bytes_too, *[8, 4] * codes}
     return tuple(bits for bits in target.cache_bits if bits in possible)
 

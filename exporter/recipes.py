@@ -76,11 +76,6 @@ class Recipe:
         """Whether caches hold the codes of keys and values that attention computes with."""
         return keeps_codes(self.attention, self.kv_bits)
 
-    @property
-    def chooses_attention(self) -> bool:
-        """Whether blocks may have other grids of attention than the recipe's."""
-        return any(isinstance(step, ChooseAttention) for step in self.blocks)
-
     def on_grids(self, block: int, group: LinearGroup) -> LinearGroup:
         """`group` of the given block, with the grids that its weights and inputs go on."""
         grid = self.weights
