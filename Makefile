@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+# two processes, each of them a file of tests at a time
+PARALLEL ?= -n 2 --dist loadfile
 # runtimes of TensorRT 10 and 11 that load without a GPU: do they take the plugins?
 REGISTRIES := $(addprefix tensorrt-lean-cu13,$(addsuffix ==10.16.1.11, -bindings -libs)) \
 	tensorrt-lean-cu13==10.16.1.11 $(addprefix tensorrt-dispatch-cu13, -bindings==11.4.0.106 -libs==11.4.0.106) \
@@ -46,13 +48,14 @@ $(VENV)/.installed-dev: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt -e '.[cpu,dev]'
 	-$(BIN)/python -m pip install --quiet --constraint constraints.txt -e '.[sass]'
 	-$(BIN)/python ort_ops/build.py
+	-$(BIN)/python ort_ops/build_cuda.py --host
 	touch $(VENV)/.installed $@
 
 check:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL)
 
 # needs nvcc: kernels for all GPUs, their registers, and their instructions
 check-cuda: install-dev
@@ -71,7 +74,7 @@ install-trt: install-dev
 	$(BIN)/python -m pip install --quiet --no-deps $(REGISTRIES)
 
 check-trt: install-trt
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m trt
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PARALLEL) -m trt
 
 check-lm-eval: install-dev
 	$(BIN)/python -m pip install --quiet -e '.[lm-eval]'

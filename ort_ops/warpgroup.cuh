@@ -173,7 +173,8 @@ __device__ __forceinline__ void each_member(int, const Work& work) {
   work(static_cast<int>(threadIdx.x));
 }
 
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+// nvcc's pass for the host has no GPU, and instances of kernels name what follows
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 // What this thread has written to shared memory, copies included that it has waited for, is seen by
 // products that begin behind the next barrier.

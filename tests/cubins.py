@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,6 @@ from ort_ops.build import ROOT
 NVCC = shutil.which("nvcc")
 # compute capability × 10 of A100, RTX 30, Orin, RTX 40, H100, Thor and RTX 50
 EVERY_GPU = (80, 86, 87, 89, 90, 110, 120)
-SOME_GPUS = (87, 120)  # the oldest board, and the newest kind: what the default tests compile for
 SUFFIX = {90: "a"}  # wgmma belongs to SM 90 alone
 
 ASSEMBLED = re.compile(
@@ -123,22 +121,22 @@ class Compiled:
 
 
 class Compiler:
-    """Compiles each source once for a set of GPUs, into a folder."""
+    """Compiles each source once for all GPUs, into a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._made: dict[tuple[str, Sequence[int]], Compiled] = {}
+        self._made: dict[str, Compiled] = {}
 
-    def __call__(self, source: str, gpus: Sequence[int]) -> Compiled:
+    def __call__(self, source: str) -> Compiled:
         """`source` below `ort_ops`; a warning is an error."""
-        if (source, gpus) not in self._made:
-            self._made[source, gpus] = self._compile(source, gpus)
-        return self._made[source, gpus]
+        if source not in self._made:
+            self._made[source] = self._compile(source)
+        return self._made[source]
 
-    def _compile(self, source: str, gpus: Sequence[int]) -> Compiled:
+    def _compile(self, source: str) -> Compiled:
         assert NVCC is not None
-        image = self._folder / f"{source.replace('/', '-')}-{gpus[0]}-{len(gpus)}.fatbin"
-        names = [f"{gpu}{SUFFIX.get(gpu, '')}" for gpu in gpus]
+        image = self._folder / f"{source.replace('/', '-')}.fatbin"
+        names = [f"{gpu}{SUFFIX.get(gpu, '')}" for gpu in EVERY_GPU]
         versions = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
         options = ["-std=c++17", "-Xptxas=-v", "-Werror=all-warnings", f"--threads={_threads()}"]
         done = subprocess.run(

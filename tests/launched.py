@@ -1,22 +1,28 @@
 """Launchers of CUDA kernels, compiled for this host or for its GPU, and the memory they work on."""
 
 import ctypes
+import hashlib
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from ort_ops.build import ROOT
+from tests.cubins import SUFFIX
+from tests.once import made_once
 
 WRAPPERS = Path(__file__).parent / "ort_ops"
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 ON_CPU = ("-std=c++17", "-x", "c++", "-DDQX_ON_CPU", "-ffp-contract=off", *WARNINGS, f"-I{ROOT}")
-ON_GPU = ("-std=c++17", "-arch=native", "-Xcompiler=-Wall,-Werror,-fPIC", f"-I{ROOT}")
+ON_GPU = ("-std=c++17", "-Xcompiler=-Wall,-Werror,-fPIC", f"-I{ROOT}")
 
 Array = npt.NDArray[Any]
 
@@ -34,8 +40,25 @@ def compile_on_cpu(target: Path, sources: Sequence[str], *flags: str) -> Path:
     """Compile files of `tests/ort_ops` and of `ort_ops` for the host; a warning is an error."""
     compiler = host_compiler()
     assert compiler is not None
-    subprocess.run([compiler, *ON_CPU, *flags, *_paths(sources), "-o", target], check=True)
+
+    def compiled(source: str) -> Path:
+        made = target.with_name(f"{target.name}-{source.replace('/', '-')}.o")
+        command = [compiler, *ON_CPU, *flags, "-c", _path(source), "-o", str(made)]
+        subprocess.run(command, check=True)
+        return made
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, sources))
+    subprocess.run([compiler, *flags, *objects, "-o", target], check=True)
     return target
+
+
+def gpu_at_hand() -> str:
+    """This machine's GPU as nvcc names it, with all that it alone has: wgmma is not in sm_90."""
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}{SUFFIX.get(10 * major + minor, '')}"
 
 
 @dataclass(frozen=True)
@@ -46,15 +69,23 @@ class Launched:
     gpu: bool
 
     @classmethod
-    def compiled(cls, into: Path, sources: Sequence[str], gpu: bool = False) -> "Launched":
-        """Of the same `sources` as `compile_on_cpu`."""
-        made = into / "launched.so"
-        if gpu:
-            command = ["nvcc", *ON_GPU, "-x", "cu", "-shared", *_paths(sources), "-o", str(made)]
-            subprocess.run(command, check=True)
-        else:
-            compile_on_cpu(made, sources, "-O2", "-fPIC", "-shared")
-        return cls(ctypes.CDLL(str(made)), gpu)
+    def compiled(
+        cls, factory: pytest.TempPathFactory, sources: Sequence[str], gpu: bool = False
+    ) -> "Launched":
+        """Of the same `sources` as `compile_on_cpu`, once for all tests of a run."""
+
+        def make(folder: Path) -> None:
+            made = folder / "launched.so"
+            if gpu:
+                target = ["-arch", gpu_at_hand(), "-x", "cu", "-shared", "-o", str(made)]
+                command = ["nvcc", *ON_GPU, *target, *map(_path, sources)]
+                subprocess.run(command, check=True)
+            else:
+                compile_on_cpu(made, sources, "-O2", "-fPIC", "-shared")
+
+        which = hashlib.sha256(" ".join(sources).encode()).hexdigest()[:16]
+        folder = made_once(factory, f"launched-{'gpu' if gpu else 'cpu'}-{which}", make)
+        return cls(ctypes.CDLL(str(folder / "launched.so")), gpu)
 
     def put(self, array: Array, offset: int = 0) -> "Buffer":
         """A copy of an array, `offset` bytes behind an aligned address."""
@@ -90,5 +121,5 @@ class Buffer:
         return held.copy().view(self._dtype).reshape(self._shape)
 
 
-def _paths(sources: Sequence[str]) -> list[str]:
-    return [str((WRAPPERS if name.endswith(".cc") else ROOT) / name) for name in sources]
+def _path(source: str) -> str:
+    return str((WRAPPERS if source.endswith(".cc") else ROOT) / source)

@@ -3,11 +3,11 @@
 import ctypes
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from ort_ops.int4 import pack_int4
 from ort_ops.linear_w4a8.launch import PATHS, Call, Plan, WeightPointers
@@ -23,9 +23,9 @@ INVALID_VALUE = 1  # cudaErrorInvalidValue
 Floats = npt.NDArray[np.floating[Any]]
 
 
-def linear_launcher(into: Path, gpu: bool) -> Launched:
-    """All kernels of linears, compiled into a folder."""
-    made = Launched.compiled(into, SOURCES, gpu)
+def linear_launcher(factory: pytest.TempPathFactory, gpu: bool) -> Launched:
+    """All kernels of linears."""
+    made = Launched.compiled(factory, SOURCES, gpu)
     made.library.workspace.restype = made.library.size_of_call.restype = ctypes.c_size_t
     assert made.library.size_of_call() == ctypes.sizeof(Call)
     return made

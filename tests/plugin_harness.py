@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from trt_plugins.build import ROOT, build_library, find_headers, source_files
+from trt_plugins.build import ROOT, build_library, find_headers, library_name, source_files
 
 Array = npt.NDArray[Any]
 
+PROGRAM = "harness"
 FLAGS = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Werror")
 KINDS = {
     np.dtype(np.float32): "fp32", np.dtype(np.float16): "fp16", np.dtype(np.int8): "int8",
@@ -75,10 +76,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Harness:
-    """The compiled program and library."""
+    """The program and the library that `compile_plugins` leaves in a folder."""
 
-    program: Path
-    library: Path
+    folder: Path
+
+    @property
+    def program(self) -> Path:
+        return self.folder / PROGRAM
+
+    @property
+    def library(self) -> Path:
+        return self.folder / library_name(None)
 
     def operators(self) -> dict[str, list[str]]:
         """Names of the operators in the library, and of the attributes of each."""
@@ -111,7 +119,7 @@ class Harness:
         return outcomes
 
 
-def compile_plugins(folder: Path) -> Harness:
+def compile_plugins(folder: Path) -> None:
     """Compile the harness and the library for the host with AddressSanitizer and UBSan.
 
     The library is made of a copy of what `source_files` lists, as in a bundle.
@@ -120,15 +128,14 @@ def compile_plugins(folder: Path) -> Harness:
     for name in source_files():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, copy / name)
-    library = build_library(folder, None, copy, FLAGS)
-    program = folder / "harness"
+    build_library(folder, None, copy, FLAGS)
+    program = folder / PROGRAM
     stand_in = ROOT / "trt_plugins" / "host"
     source = Path(__file__).parent / "trt_plugins" / "harness.cc"
     includes = ["-isystem", str(find_headers()), "-isystem", str(stand_in)]
     warnings = ["-std=c++17", "-Wall", "-Wextra"]
     command = ["g++", *warnings, *FLAGS, *includes, str(source), "-ldl", "-o", str(program)]
     subprocess.run(command, check=True)
-    return Harness(program, library)
 
 
 def shown(library: Path) -> set[str]:

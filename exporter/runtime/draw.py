@@ -43,6 +43,7 @@ def weigh(logits: Floats, rest_t: Floats, scale: float, settings: Settings) -> W
     share = np.cumsum(mass, 1) / (1 + rest_t)[:, None]
     tail = rest_t - others
     whole = tail <= NEGLIGIBLE * (1 + rest_t)
+    tail[whole] = 0.0  # else what sums in another order differ by would count as mass
     if top_p is not None and top_p < 1:
         whole |= share[:, -1] > top_p
         mass[:, 1:][share[:, :-1] > top_p] = 0.0

@@ -20,6 +20,13 @@ namespace {
 
 constexpr int WARP_COLUMNS = 64, OCTETS = 8, SLICE = 32, STAGE_DEPTH = 2 * SLICE, STAGES = 3;
 constexpr int CHUNK = 16;  // bytes that cp.async moves
+// Blocks that share an SM, 0: as ptxas thinks best. For SM 90 it makes room for more than fit, and
+// spills.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+constexpr int LEAST_BLOCKS = 2;
+#else
+constexpr int LEAST_BLOCKS = 0;
+#endif
 
 template <int weight_bits, bool channel, int rows, int warps>
 struct Tiling {
@@ -430,7 +437,7 @@ __device__ __forceinline__ void store_tile(const Linear& call, const Rounded& x,
 }
 
 template <int weight_bits, bool channel, bool gated, int rows, int warps>
-__global__ void __launch_bounds__(32 * warps)
+__global__ void __launch_bounds__(32 * warps, LEAST_BLOCKS)
     tensor_core_product(Linear call, Rounded x, LinearWeight weight, LinearWeight up,
                         const void* bias, void* y, float* partial, int part_depth) {
   using Tile = Tiling<weight_bits, channel, rows, warps>;

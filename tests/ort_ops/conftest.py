@@ -15,4 +15,4 @@ def compiler(tmp_path_factory: pytest.TempPathFactory) -> Compiler:
 @pytest.fixture(scope="session", params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 def linears(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Launched:
     """The launcher of linears."""
-    return linear_launcher(tmp_path_factory.mktemp("linears"), request.param == "gpu")
+    return linear_launcher(tmp_path_factory, request.param == "gpu")

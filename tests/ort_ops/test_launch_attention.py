@@ -29,7 +29,7 @@ TOPS = st.builds(
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    made = Launched.compiled(tmp_path_factory.mktemp("attention"), SOURCES, request.param == "gpu")
+    made = Launched.compiled(tmp_path_factory, SOURCES, request.param == "gpu")
     made.library.workspace.restype = made.library.size_of_call.restype = ctypes.c_size_t
     assert made.library.size_of_call() == ctypes.sizeof(Call)
     return made

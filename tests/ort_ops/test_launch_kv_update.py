@@ -106,7 +106,7 @@ def test_the_function_body_is_the_reference(opset: int, half: bool, update: Upda
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Launched:
-    made = Launched.compiled(tmp_path_factory.mktemp("kv_update"), SOURCES, request.param == "gpu")
+    made = Launched.compiled(tmp_path_factory, SOURCES, request.param == "gpu")
     made.library.size_of_call.restype = ctypes.c_size_t
     assert made.library.size_of_call() == ctypes.sizeof(Call)
     return made

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.cubins import EVERY_GPU, NVCC, SOME_GPUS, Compiler, Listing, disassembler
+from tests.cubins import EVERY_GPU, NVCC, Compiler, Listing, disassembler
 from tests.ort_ops.test_cuda_resources import LAUNCHERS
 
 BYTES, MIXED = "IMMA.16832.S8.S8", "IMMA.16832.U8.S8"
@@ -44,13 +44,8 @@ KERNELS = [
         )
     ),
 ]
-CASES = [
-    pytest.param(kernels, gpus, id=f"{kernels.id}-{name}", marks=marks)
-    for name, gpus, marks in (("some", SOME_GPUS, ()), ("all", EVERY_GPU, pytest.mark.cuda_compile))
-    for kernels in KERNELS
-    if set(gpus) & set(kernels.gpus)
-]
 pytestmark = [
+    pytest.mark.cuda_compile,
     pytest.mark.skipif(NVCC is None, reason="no nvcc"),
     pytest.mark.skipif(
         disassembler() is None, reason="no cuobjdump and nvdisasm (CUDA, or the `sass` extra)"
@@ -58,45 +53,40 @@ pytestmark = [
 ]
 
 
-def listings(compiler: Compiler, kernels: TensorCores, gpus: Sequence[int]) -> list[Listing]:
-    compiled = compiler(kernels.source, gpus)
+def listings(compiler: Compiler, kernels: TensorCores) -> list[Listing]:
+    compiled = compiler(kernels.source)
     found = [
         each
         for each in compiled.listings
         if re.search(kernels.kernel, each.name) and each.gpu in kernels.gpus
     ]
-    assert {each.gpu for each in found} == set(gpus) & set(kernels.gpus)
+    assert {each.gpu for each in found} == set(kernels.gpus)
     return found
 
 
-@pytest.mark.parametrize(("kernels", "gpus"), CASES)
-def test_products_are_those_of_tensor_cores(
-    compiler: Compiler, kernels: TensorCores, gpus: Sequence[int]
-) -> None:
+@pytest.mark.parametrize("kernels", KERNELS, ids=lambda kernels: kernels.id)
+def test_products_are_those_of_tensor_cores(compiler: Compiler, kernels: TensorCores) -> None:
     """Operands come by asynchronous copies, and nothing lies in local memory."""
-    for each in listings(compiler, kernels, gpus):
+    for each in listings(compiler, kernels):
         missing = [name for name in (*kernels.products, COPY) if not each.uses(name)]
         assert not missing, f"{each.name} for SM {each.gpu} has no {missing}"
         local = [name for name in ("LDL", "STL") if each.uses(name)]
         assert not local, f"{each.name} for SM {each.gpu} has {local}: arrays in local memory"
 
 
-@pytest.mark.parametrize(("kernels", "gpus"), CASES)
-def test_loops_of_products_call_nothing(
-    compiler: Compiler, kernels: TensorCores, gpus: Sequence[int]
-) -> None:
+@pytest.mark.parametrize("kernels", KERNELS, ids=lambda kernels: kernels.id)
+def test_loops_of_products_call_nothing(compiler: Compiler, kernels: TensorCores) -> None:
     """A division by a number that is not known, or an exact quotient of floats, is a call."""
-    for each in listings(compiler, kernels, gpus):
+    for each in listings(compiler, kernels):
         loops = each.loops_with(kernels.products[0])
         assert loops, f"{each.name} for SM {each.gpu} multiplies in no loop"
         assert not [call for loop in loops for call in loop.calls()], each.name
 
 
-@pytest.mark.parametrize("gpus", [pytest.param(EVERY_GPU, marks=pytest.mark.cuda_compile)])
-def test_no_kernel_is_forgotten(compiler: Compiler, gpus: Sequence[int]) -> None:
+def test_no_kernel_is_forgotten(compiler: Compiler) -> None:
     """What multiplies on tensor cores has a line above."""
     for launcher in LAUNCHERS:
         known = [each.kernel for each in KERNELS if each.source == launcher]
-        for each in compiler(launcher, gpus).listings:
+        for each in compiler(launcher).listings:
             products = any(each.uses(name) for name in ("IMMA", "HMMA", "BMMA", "IGMMA", "HGMMA"))
             assert not products or any(re.search(name, each.name) for name in known), each.name

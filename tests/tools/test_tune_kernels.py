@@ -85,7 +85,7 @@ def test_the_model_knows_what_pays() -> None:
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
     if host_compiler() is None:
         pytest.skip("no g++")
-    return linear_launcher(tmp_path_factory.mktemp("plans"), gpu=False)
+    return linear_launcher(tmp_path_factory, gpu=False)
 
 
 @settings(max_examples=200)

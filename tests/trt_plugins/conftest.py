@@ -4,16 +4,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.once import made_once
 from tests.plugin_harness import Harness, compile_plugins
-from trt_plugins.build import build_library
+from trt_plugins.build import build_library, library_name
 
 
 @pytest.fixture(scope="session")
 def harness(tmp_path_factory: pytest.TempPathFactory) -> Harness:
-    return compile_plugins(tmp_path_factory.mktemp("plugins"))
+    return Harness(made_once(tmp_path_factory, "plugins", compile_plugins))
 
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library of the host as it is deployed, for parsers and builders."""
-    return build_library(tmp_path_factory.mktemp("library"), None)
+    folder = made_once(tmp_path_factory, "library", lambda folder: build_library(folder, None))
+    return folder / library_name(None)

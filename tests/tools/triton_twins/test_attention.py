@@ -27,7 +27,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched | None:
     """The launcher, where there is a compiler."""
     if host_compiler() is None:
         return None
-    made = Launched.compiled(tmp_path_factory.mktemp("attention"), SOURCES)
+    made = Launched.compiled(tmp_path_factory, SOURCES)
     made.library.workspace.restype = made.library.size_of_call.restype = ctypes.c_size_t
     assert made.library.size_of_call() == ctypes.sizeof(Call)
     return made

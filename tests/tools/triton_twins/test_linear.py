@@ -31,7 +31,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched | None:
     """The launcher, where there is a compiler."""
     if host_compiler() is None:
         return None
-    return linear_launcher(tmp_path_factory.mktemp("linear"), gpu=False)
+    return linear_launcher(tmp_path_factory, gpu=False)
 
 
 def twin_output(case: LinearCase, x: Floats, kind: Kind, device: str) -> Float32:
