@@ -28,6 +28,7 @@ from exporter.operator_use import needs_plugins, operator_use
 from exporter.planner import cache_bytes, check_fits, estimate
 from exporter.predict import predict
 from exporter.preflight import (
+    check_accuracy,
     check_formats,
     check_lengths,
     check_output,
@@ -104,6 +105,7 @@ def build(
     check_lengths(prompts, settings, canvas)
     kinds = graph_kinds(options.logits, spec.can_cast_shadow)
     use = operator_use(target, options.operators, options.accuracy_level)
+    check_accuracy(target, use, options.accuracy_level)
     check_formats(target, spec, recipe, use)
     count = count_engines(target, kinds, settings, options.engines, needs_plugins(use, recipe))
     others = alternatives(spec, recipe, canvas, target)

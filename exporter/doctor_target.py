@@ -1,7 +1,7 @@
 """What a target lacks on this machine: to build its bundles, its engines, and to run them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from exporter.device.build_command import MODULES
 from exporter.doctor_gpu import headers_command
@@ -14,6 +14,11 @@ CUDA_MODULE = "cuda"  # of cuda-python, by which engines get their memory
 PACKAGES_OF_NVCC = (
     "pip install nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl"
 )
+
+
+# graphs with operators of our own, such as those of w4a8
+NO_PLUGINS = "none with plugins"
+STANDARD = "standard operators in the place of ours, slower"
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Lack:
 
     what: str
     hint: str
-    plugins: bool = False  # only graphs with operators of our own need it, such as those of w4a8
+    without: str = ""  # what is done without it, where it is not needed
 
 
 def target(one: Target, here: Here) -> Finding:
@@ -79,6 +84,9 @@ def to_run(one: Target, here: Here) -> list[Lack]:
             lacks.append(
                 Lack("cuda-python is not installed", f'pip install "cuda-python=={_major(one)}.*"')
             )
+    elif one.sm is not None and one.operators:
+        needed = [_cpp(here), _nvcc(one, here)]
+        lacks += [replace(lack, without=STANDARD) for lack in needed if lack]
     return _gpu(one, here) or lacks
 
 
@@ -139,23 +147,29 @@ def _plugin_library(one: Target, here: Here, cuda: bool) -> list[Lack]:
     """What compiles our operators as plugins: for a GPU, or for a builder without one."""
     if not (one.plugins and one.operators):
         return []
-    toolkit = f"sudo apt-get install cuda-toolkit-{(one.cuda or '').replace('.', '-')}"
+    headers = Lack("TensorRT's headers are not installed", headers_command(here.jetson))
     needed = [
-        (here.compiler, "g++ is not installed", "sudo apt-get install g++"),
-        (here.headers, "TensorRT's headers are not installed", headers_command(here.jetson)),
-    ]
-    if cuda:
-        hint = toolkit if here.jetson else PACKAGES_OF_NVCC
-        needed.append((here.nvcc, "nvcc is not installed", hint))
-    return [Lack(what, hint, plugins=True) for there, what, hint in needed if not there]
+        _cpp(here), None if here.headers else headers, _nvcc(one, here) if cuda else None,
+    ]  # fmt: skip
+    return [replace(lack, without=NO_PLUGINS) for lack in needed if lack]
+
+
+def _cpp(here: Here) -> Lack | None:
+    return None if here.compiler else Lack("g++ is not installed", "sudo apt-get install g++")
+
+
+def _nvcc(one: Target, here: Here) -> Lack | None:
+    toolkit = f"sudo apt-get install cuda-toolkit-{(one.cuda or '').replace('.', '-')}"
+    hint = toolkit if here.jetson else PACKAGES_OF_NVCC
+    return None if here.nvcc else Lack("nvcc is not installed", hint)
 
 
 def _told(what: str, lacks: Sequence[Lack]) -> str:
     """That this machine can do it, or can but for plugins, or cannot; with the reasons."""
     reasons = ", ".join(lack.what for lack in lacks)
-    if any(not lack.plugins for lack in lacks):
+    if any(not lack.without for lack in lacks):
         return f"cannot {what}: {reasons}"
-    return f"can {what}" + f", but none with plugins: {reasons}" * bool(lacks)
+    return f"can {what}" + (f", but {lacks[0].without}: {reasons}" if lacks else "")
 
 
 def _major(one: Target) -> str:

@@ -25,6 +25,19 @@ def load_target(name: str) -> targets.Target:
         raise UserError(str(error), "List them with `dqexport targets`") from None
 
 
+def check_accuracy(target: targets.Target, use: OperatorUse | None, level: int) -> None:
+    """Raises UserError where `--accuracy-level` would change nothing: ONNX Runtime has all levels,
+    plugins the last, which rounds inputs to 8 bits.
+    """
+    if target.runtime == "onnxruntime" or level == 0 or (level == 4 and use is not None):
+        return
+    raise UserError(
+        f"The runtime of `{target.name}` multiplies 4-bit weights at accuracy level 0, and with "
+        f"plugins at 4; here --accuracy-level is {level}{', with --no-operators' * (not use)}",
+        "Leave --no-operators out" if level == 4 else "Use --accuracy-level 4, or leave it out",
+    )
+
+
 def check_formats(
     target: targets.Target, spec: Spec, recipe: Recipe, use: OperatorUse | None
 ) -> None:

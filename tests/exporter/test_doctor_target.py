@@ -36,7 +36,7 @@ ON_DEVICE = [one for one in EVERY if one.engine_built == "on-device"]
 def test_what_runs_where(
     name: str, providers: list[str], graphics: list[Gpu], obstacle: str
 ) -> None:
-    here = replace(HOST, providers=tuple(providers), gpus=tuple(graphics))
+    here = replace(HOST, providers=tuple(providers), gpus=tuple(graphics), nvcc=True)
     found = to_run(targets.load(name), here)
     assert len(found) == bool(obstacle)
     assert all(obstacle in lack.what for lack in found)
@@ -92,19 +92,28 @@ def test_a_desktop_is_told_the_packages_of_the_versions_that_it_needs() -> None:
     desktop = replace(HOST, gpus=(HOPPER,))
     lacks = to_build_engines(targets.load("tensorrt"), desktop)
     assert lacks[0].hint == 'pip install "tensorrt-cu13>=11.0,<12"'
-    assert [lack.plugins for lack in lacks] == [False, True, True]
+    assert [bool(lack.without) for lack in lacks] == [False, True, True]
 
 
 def test_plugins_are_no_condition_for_a_bundle_without_them() -> None:
     rtx = targets.load("rtx-40")
     builder = replace(HOST, modules=frozenset({"tensorrt_rtx_bindings"}))
-    assert all(lack.plugins for lack in to_build(rtx, builder))
+    assert all(lack.without for lack in to_build(rtx, builder))
     finding = target(rtx, builder)
     assert finding.seen.startswith("can build bundles, but none with plugins: TensorRT's headers")
     assert target(rtx, HOST).seen.startswith("cannot build bundles: the module `tensorrt_rtx_b")
     whole = replace(builder, headers=True)
     assert to_build(rtx, whole) == []
     assert target(rtx, whole).seen.startswith("can build bundles; cannot run them here")
+
+
+def test_operators_of_our_own_are_no_condition_on_a_gpu() -> None:
+    cuda = targets.load("cuda")
+    here = replace(HOST, providers=(CUDA, CPU), gpus=(HOPPER,))
+    finding = target(cuda, here)
+    assert "can run them here, but standard operators in the place of ours" in finding.seen
+    assert "nvcc" in finding.seen and "nvidia-cuda-nvcc" in finding.hint
+    assert target(cuda, replace(here, nvcc=True)).ok
 
 
 def test_versions() -> None:

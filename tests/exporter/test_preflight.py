@@ -6,7 +6,8 @@ import pytest
 
 import targets
 from exporter.errors import UserError
-from exporter.preflight import check_lengths, check_output, load_target
+from exporter.operator_use import operator_use
+from exporter.preflight import check_accuracy, check_lengths, check_output, load_target
 from exporter.prompts import Prompts
 from exporter.runtime.settings import Settings
 
@@ -69,3 +70,27 @@ def test_a_bundle_is_replaced_only_by_force(tmp_path: Path) -> None:
         check_output(tmp_path, force=False)
     with pytest.raises(UserError, match="is a file"):
         check_output(tmp_path / "manifest.json", force=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "operators", "level", "hint"),
+    [
+        ("cpu", False, 1, None),
+        ("cuda", False, 4, None),
+        ("jetson-orin", True, 4, None),
+        ("jetson-orin", False, 0, None),
+        ("jetson-orin", False, 4, "Leave --no-operators out"),
+        ("rtx-40", True, 2, "Use --accuracy-level 4"),
+    ],
+)
+def test_a_level_that_would_change_nothing_is_refused(
+    name: str, operators: bool, level: int, hint: str | None
+) -> None:
+    target = targets.load(name)
+    use = operator_use(target, operators, level)
+    if hint is None:
+        check_accuracy(target, use, level)
+        return
+    with pytest.raises(UserError, match=f"`{name}`.* --accuracy-level is {level}") as refused:
+        check_accuracy(target, use, level)
+    assert hint in refused.value.hint
