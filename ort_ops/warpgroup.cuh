@@ -130,6 +130,8 @@ void wait_for_products() {}
 
 inline void open_products() {}
 inline void hand_over() {}
+template <int count>
+void settle(int (&)[count]) {}
 
 template <int columns, class A, class Sums>
 void multiply_group(int group, const A& a, const Described& b, const Sums& sums) {
@@ -196,6 +198,13 @@ __device__ __forceinline__ void close_products() {
 template <int open>
 __device__ __forceinline__ void wait_for_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(open) : "memory");
+}
+
+// Sums whose products have been waited for: nothing that reads them is moved to before that.
+template <int count>
+__device__ __forceinline__ void settle(int (&sums)[count]) {
+  DQX_UNROLL
+  for (int i = 0; i < count; ++i) asm volatile("" : "+r"(sums[i])::"memory");
 }
 
 // Sums of 16, 32, 64 and 128 columns: wgmma takes each of its registers by name.

@@ -159,7 +159,12 @@ __device__ __forceinline__ void group_product(const Linear& call, const Rounded&
     slot = slot + 1 < SLOTS ? slot + 1 : 0;
     empty = empty + 1 < SLOTS ? empty + 1 : 0;
   } while (++step < count);
-  each_group<Tile::threads>([&](int) { wait_for_products<0>(); });
+  each_group<Tile::threads>([&](int group) {
+    wait_for_products<0>();
+    each_member(group, [&](int thread) {
+      for (auto& sums : totals[thread].tile) settle(sums);
+    });
+  });
 }
 
 // Of row `odd` of two in the 8 rows of x number `eight`: a thread's four columns.
