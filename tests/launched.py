@@ -40,15 +40,7 @@ def compile_on_cpu(target: Path, sources: Sequence[str], *flags: str) -> Path:
     """Compile files of `tests/ort_ops` and of `ort_ops` for the host; a warning is an error."""
     compiler = host_compiler()
     assert compiler is not None
-
-    def compiled(source: str) -> Path:
-        made = target.with_name(f"{target.name}-{source.replace('/', '-')}.o")
-        command = [compiler, *ON_CPU, *flags, "-c", _path(source), "-o", str(made)]
-        subprocess.run(command, check=True)
-        return made
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compiled, sources))
+    objects = _objects([compiler, *ON_CPU, *flags], target, sources)
     subprocess.run([compiler, *flags, *objects, "-o", target], check=True)
     return target
 
@@ -77,9 +69,9 @@ class Launched:
         def make(folder: Path) -> None:
             made = folder / "launched.so"
             if gpu:
-                target = ["-arch", gpu_at_hand(), "-x", "cu", "-shared", "-o", str(made)]
-                command = ["nvcc", *ON_GPU, *target, *map(_path, sources)]
-                subprocess.run(command, check=True)
+                nvcc = ["nvcc", "-arch", gpu_at_hand()]
+                objects = _objects([*nvcc, *ON_GPU, "-x", "cu"], made, sources)
+                subprocess.run([*nvcc, "-shared", *objects, "-o", made], check=True)
             else:
                 compile_on_cpu(made, sources, "-O2", "-fPIC", "-shared")
 
@@ -121,5 +113,14 @@ class Buffer:
         return held.copy().view(self._dtype).reshape(self._shape)
 
 
-def _path(source: str) -> str:
-    return str((WRAPPERS if source.endswith(".cc") else ROOT) / source)
+def _objects(command: Sequence[str], target: Path, sources: Sequence[str]) -> list[str]:
+    """What a compiler makes of each source, beside `target`."""
+
+    def compiled(source: str) -> str:
+        made = f"{target}-{source.replace('/', '-')}.o"
+        path = (WRAPPERS if source.endswith(".cc") else ROOT) / source
+        subprocess.run([*command, "-c", str(path), "-o", made], check=True)
+        return made
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(compiled, sources))

@@ -14,8 +14,24 @@ from typing import Any
 from tools.attention_contestants import errors_of, timed
 from tools.attention_data import KINDS
 from tools.attention_forms import BASE, FORMS, NAMED, SHAPES, Form, Shape, floor
+from tools.goals import Goal, Row, verdicts
+from tools.goals import summary as goals_summary
 from tools.gpu_machine import Machine
 from tools.gpu_timing import as_graphs, contestant, rounds_of
+
+RATIO = "times flash bf16"
+TITLED = {shape.title: shape for shape in SHAPES}
+
+
+def goals(form: Form, shape: Shape) -> list[Goal]:
+    """What our kernels are meant to reach on such a shape."""
+    found = []
+    if form.name == "8 bits" and shape.queries == shape.keys >= 1024:
+        found.append(Goal("1.5 times flash in bf16 on canvases of 1024 or more", RATIO, 1.5))
+    if form.name == "cache of 8 bits" and shape.queries < shape.keys:
+        found.append(Goal("1.8 times flash in bf16 with few queries", RATIO, 1.8))
+        found.append(Goal("70 % of the bandwidth with few queries", "% of bandwidth", 70))
+    return found
 
 
 def row_of(
@@ -31,16 +47,26 @@ def row_of(
     )
     moved, multiplied = floor(machine, form, shape)
     least = max(moved, multiplied)
-    found: dict[str, Any] = {
+    found: Row = {
         "shape": shape.title, "kernel": form.name, "µs": 1e6 * took,
-        "times flash bf16": median(ratios) if ratios else None,
+        RATIO: median(ratios) if ratios else None,
         "least … most": (min(ratios), max(ratios)) if ratios else None,
         "floor µs": 1e6 * least, "% of floor": 100 * least / took,
+        "% of bandwidth": 100 * moved / took,
     }  # fmt: skip
     for kind in KINDS:
         error, angle = off.get(kind, (None, None))
         found |= {f"error, {kind}": error, f"1 - cosine, {kind}": angle}
-    return found
+    return {**found, "goals": verdicts(found, goals(form, shape))}
+
+
+def summary(table: Sequence[Row]) -> list[dict[str, object]]:
+    """How many rows met each goal, and the worst of them."""
+    return goals_summary(
+        table,
+        lambda row: goals(NAMED[row["kernel"]], TITLED[row["shape"]]),
+        lambda row: str(row["shape"]),
+    )
 
 
 def memory(kv_heads: int = 32, layers: int = 32) -> list[dict[str, object]]:
@@ -59,7 +85,7 @@ def memory(kv_heads: int = 32, layers: int = 32) -> list[dict[str, object]]:
 
 
 def plan(machine: Machine, shapes: Sequence[Shape]) -> list[dict[str, object]]:
-    """Floors of our kernels and of bf16."""
+    """Floors of our kernels and of bf16, and what meets their goals if flash is at its floor."""
     found: list[dict[str, object]] = []
     for shape in shapes:
         base = max(floor(machine, NAMED[BASE], shape))
@@ -67,11 +93,14 @@ def plan(machine: Machine, shapes: Sequence[Shape]) -> list[dict[str, object]]:
             if form.ours:
                 moved, multiplied = floor(machine, form, shape)
                 least = max(moved, multiplied)
+                wanted = {RATIO: base, "% of bandwidth": 100 * moved}
+                limits = [wanted[goal.quantity] / goal.least for goal in goals(form, shape)]
                 found.append({
                     "shape": shape.title, "kernel": form.name,
                     "bound by": "bytes" if moved > multiplied else "products",
                     "floor µs": 1e6 * least, "bf16 floor µs": 1e6 * base,
                     "times bf16 at both floors": base / least,
+                    "goals met within µs": 1e6 * min(limits) if limits else None,
                 })  # fmt: skip
     return found
 
@@ -80,11 +109,10 @@ def predictions(
     table: Sequence[dict[str, Any]], machines: Sequence[Machine]
 ) -> list[dict[str, object]]:
     """What boards would take at the same share of their own floors, for B 1."""
-    shapes = {shape.title: shape for shape in SHAPES}
     found: list[dict[str, object]] = []
     for machine in machines:
         for row in table:
-            form, shape = NAMED[row["kernel"]], shapes[row["shape"]]
+            form, shape = NAMED[row["kernel"]], TITLED[row["shape"]]
             if form.ours and shape.batch == 1:
                 least = max(floor(machine, form, shape))
                 found.append({

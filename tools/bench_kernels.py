@@ -1,7 +1,7 @@
 """CUDA kernels of linears and attention against cuBLAS, PyTorch's attention, and the GPU.
 
     python -m tools.bench_kernels --plan jetson-orin          floors and goals, without a GPU
-    python -m tools.bench_kernels --compile 90a kernels.so    where there is nvcc, without a GPU
+    python -m tools.bench_kernels --compile 90 kernels.so     where there is nvcc, without a GPU
     python -m tools.bench_kernels --library kernels.so        on the GPU, with PyTorch
 
 Contestants take turns on linears of real models, and on whole canvases and blocks of attention;
@@ -17,6 +17,7 @@ killed or out of its time.
 
 import ctypes
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -27,10 +28,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ort_ops.build_cuda import prebuild
 from tools import bench_attention_gpu as attention
 from tools import bench_linears_gpu as linears
 from tools.attention_forms import SHAPES
-from tools.gpu_launchers import compile_library, loaded
+from tools.gpu_launchers import loaded
 from tools.gpu_machine import Machine, board, boards, measure_machine
 from tools.tables import markdown
 
@@ -125,8 +127,9 @@ def report(results: Results) -> str:
         text += ["## Linears", markdown(results.linears)]
         text += ["Goals:", markdown(linears.summary(results.linears))]
     if results.attention:
-        text += ["## Attention", markdown(results.attention), "Memory of caches:"]
-        text += [markdown(attention.memory())]
+        text += ["## Attention", markdown(results.attention)]
+        text += ["Goals:", markdown(attention.summary(results.attention))]
+        text += ["Memory of caches:", markdown(attention.memory())]
     predicted = linears.predictions(results.linears, boards())
     if predicted:
         text += ["Linears of W4A8 on boards, predicted, not measured:", markdown(predicted)]
@@ -154,15 +157,11 @@ def plan(machine: Machine, names: list[str], rows: list[int], keys: list[int]) -
 
 
 def opened(library: Path | None) -> ctypes.CDLL:
-    """The launchers: as they are given, or compiled for this GPU once."""
+    """The launchers: as they are given, or compiled for this GPU, once for each state of them."""
     import torch
 
-    if library is None:
-        sm = "{}{}".format(*torch.cuda.get_device_capability())
-        library = Path.cwd() / f"libdqx-launchers-sm{sm}.so"
-        if not library.is_file():
-            compile_library("90a" if sm == "90" else sm, library)
-    return loaded(library)
+    major, minor = torch.cuda.get_device_capability()
+    return loaded(library or prebuild(10 * major + minor))
 
 
 def begun(place: Path) -> Results:
@@ -180,7 +179,7 @@ def begun(place: Path) -> Results:
 def main(
     library: Annotated[Path | None, typer.Option(help="Made by --compile.")] = None,
     compile_for: Annotated[
-        tuple[str, Path] | None,
+        tuple[int, Path] | None,
         typer.Option("--compile", help="SM and the file to make, for another machine."),
     ] = None,
     planned: Annotated[
@@ -197,7 +196,8 @@ def main(
 ) -> None:
     """Print microseconds, ratios, shares of floors, errors, and goals met."""
     if compile_for is not None:
-        compile_library(*compile_for)
+        sm, place = compile_for
+        shutil.copyfile(prebuild(sm), place)
         return
     names, many = linear or list(linears.LINEARS), rows or list(linears.ROWS)
     lengths = keys or sorted({shape.keys for shape in SHAPES})

@@ -13,6 +13,8 @@ from typing import Any
 
 from ort_ops.linear_w4a8.launch import Call, WeightPointers
 from ort_ops.linear_w4a8.op import LinearOp
+from tools.goals import Goal, Row, verdicts
+from tools.goals import summary as goals_summary
 from tools.gpu_launchers import checked, stream
 from tools.gpu_machine import Machine
 from tools.gpu_timing import Run, as_graphs, contestant, copies, rounds_of
@@ -70,15 +72,6 @@ FORMS = (
 NAMED = {form.name: form for form in FORMS}
 
 
-@dataclass(frozen=True)
-class Goal:
-    """A quantity of a row of the table that should be at least so much."""
-
-    name: str
-    quantity: str
-    least: float
-
-
 def goals(form: Form, rows: int) -> list[Goal]:
     """What our kernels are meant to reach with so many rows."""
     found = []
@@ -109,35 +102,22 @@ def row_of(
     ratios = [a / b for a, b in zip(seconds[base.name], seconds[form.name], strict=True)]
     took = median(seconds[form.name])
     moved, multiplied = floor(machine, form, rows, depth, width)
-    row: dict[str, Any] = {
+    row: Row = {
         "linear": name, "K × N": f"{depth}x{width}", "rows": rows, "kernel": form.name,
         "µs": 1e6 * took, "times bf16": median(ratios), "least … most": (min(ratios), max(ratios)),
         "floor µs": 1e6 * max(moved, multiplied), "% of floor": 100 * max(moved, multiplied) / took,
         "% of bandwidth": 100 * moved / took, "% of rate": 100 * multiplied / took,
     }  # fmt: skip
-    verdicts = [
-        f"{'met' if row[goal.quantity] >= goal.least else 'missed'}: {goal.name}"
-        for goal in goals(form, rows)
-    ]
-    return {**row, "goals": "; ".join(verdicts)}
+    return {**row, "goals": verdicts(row, goals(form, rows))}
 
 
-def summary(table: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
+def summary(table: Sequence[Row]) -> list[dict[str, object]]:
     """How many rows met each goal, and the worst of them."""
-    found: dict[tuple[str, str], list[tuple[float, dict[str, Any], Goal]]] = {}
-    for row in table:
-        for goal in goals(NAMED[row["kernel"]], row["rows"]):
-            share = row[goal.quantity] / goal.least
-            found.setdefault((row["kernel"], goal.name), []).append((share, row, goal))
-    result = []
-    for (kernel, name), all_of in found.items():
-        _, worst, goal = min(all_of, key=lambda each: each[0])
-        result.append({
-            "kernel": kernel, "goal": name, "met": sum(share >= 1 for share, *_ in all_of),
-            "of": len(all_of), "worst": worst[goal.quantity],
-            "at": f"{worst['linear']}, {worst['rows']} rows",
-        })  # fmt: skip
-    return result
+    return goals_summary(
+        table,
+        lambda row: goals(NAMED[row["kernel"]], row["rows"]),
+        lambda row: f"{row['linear']}, {row['rows']} rows",
+    )
 
 
 def plan(machine: Machine, names: Sequence[str], rows: Sequence[int]) -> list[dict[str, object]]:

@@ -1,44 +1,17 @@
-"""Our launchers for GPUs as one shared library, and their structures for ctypes."""
+"""The launchers of the library for GPUs, and their structures for ctypes."""
 
 import ctypes
-import os
-import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ort_ops.attention.launch import Call as AttentionCall
-from ort_ops.build import ROOT
 from ort_ops.cached_attention.launch import Call as CachedCall
 from ort_ops.cached_attention.launch import Operands as CachedOperands
 from ort_ops.cached_attention.launch import Results as CachedResults
 from ort_ops.linear_w4a8.launch import Call as LinearCall
 
-OPERATORS = ("linear_w4a8", "attention", "cached_attention", "kv_update")
 __all__ = [
-    "OPERATORS", "AttentionCall", "CachedCall", "CachedOperands", "CachedResults", "checked",
-    "compile_library", "loaded", "stream",
+    "AttentionCall", "CachedCall", "CachedOperands", "CachedResults", "checked", "loaded", "stream",
 ]  # fmt: skip
-
-
-def compile_library(sm: str, place: Path) -> None:
-    """For GPUs of one compute capability × 10, such as 87 or 90a."""
-    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    sources = [ROOT / "cuda_library" / "c_functions.cc"]
-    for operator in OPERATORS:
-        sources += sorted((ROOT / operator).glob("*.cu"))
-    options = ["-std=c++17", "-O3", f"-arch=sm_{sm}", "-Xcompiler=-fPIC", f"-I{ROOT}"]
-
-    with TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-
-        def compile_one(source: Path) -> Path:
-            made = Path(folder) / f"{source.parent.name}-{source.stem}.o"
-            subprocess.run([nvcc, *options, "-c", str(source), "-o", str(made)], check=True)
-            return made
-
-        objects = list(pool.map(compile_one, sources))
-        subprocess.run([nvcc, "-shared", *map(str, objects), "-o", str(place)], check=True)
 
 
 def loaded(place: Path) -> ctypes.CDLL:

@@ -2,13 +2,12 @@
 
 import ctypes
 from functools import cache
-from pathlib import Path
 from statistics import median
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
+from ort_ops.build_cuda import prebuild
 from ort_ops.linear_w4a8.launch import PATHS, Call, Plan, WeightPointers
-from tools.gpu_launchers import checked, compile_library, loaded, stream
+from tools.gpu_launchers import checked, loaded, stream
 from tools.gpu_timing import Run, copies, take_turns
 from tools.tile_model import GPUS, Gpu, Shape
 
@@ -31,9 +30,7 @@ def measured(rounds: int) -> tuple[int, str, "Cost"]:
     sm = 10 * major + minor
     if sm not in GPUS:
         raise RuntimeError(f"the table has no GPU of compute capability {major}.{minor}")
-    place = Path(mkdtemp()) / "launchers.so"
-    compile_library(f"{sm}a" if sm == 90 else str(sm), place)
-    library = loaded(place)
+    library = loaded(prebuild(sm))
     real = torch.cuda.get_device_properties(0)
     gpu = Gpu(real.name, real.multi_processor_count, 0, 0, 0, GPUS[sm].int4)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tools.attention_forms import BASE, NAMED, SHAPES, Shape, floor
-from tools.bench_attention_gpu import memory, plan, predictions, row_of
+from tools.bench_attention_gpu import goals, memory, plan, predictions, row_of, summary
 from tools.gpu_machine import Machine
 
 MACHINE = Machine("made up", bandwidth=1e9, int8=2e12, halves=1e12)
@@ -48,3 +48,33 @@ def test_boards_are_predicted_at_the_same_share_of_their_floors() -> None:
     (found,) = predictions(rows, [MACHINE])
     least = max(floor(MACHINE, NAMED["8 bits"], shape))
     assert found["predicted µs"] == pytest.approx(2e6 * least)
+
+
+def test_goals_by_shape() -> None:
+    """Canvases against flash, few queries over a cache against flash and the bandwidth."""
+    wanted = {
+        ("8 bits", 1024, 1024): [("times flash bf16", 1.5)],
+        ("8 bits", 512, 512): [],
+        ("8 bits", 32, 1024): [],
+        ("cache of 8 bits", 32, 256): [("times flash bf16", 1.8), ("% of bandwidth", 70)],
+        ("cache of 8 bits", 1024, 1024): [],
+        (BASE, 1024, 1024): [],
+    }
+    for (name, queries, keys), quantities in wanted.items():
+        shape = Shape(1, queries, keys, 32, 32)
+        found = goals(NAMED[name], shape)
+        assert [(goal.quantity, goal.least) for goal in found] == quantities
+
+
+def test_goals_are_met_or_missed() -> None:
+    shape = next(shape for shape in SHAPES if shape.queries == 32)
+    moved = floor(MACHINE, NAMED["cache of 8 bits"], shape)[0]
+    seconds = {BASE: [2 * moved], "cache of 8 bits": [moved]}
+    row = row_of(MACHINE, shape, NAMED["cache of 8 bits"], seconds, {})
+    assert row["% of bandwidth"] == pytest.approx(100)
+    assert row["goals"].count("met: ") == 2
+    told = summary([row])
+    assert [(each["met"], each["of"], each["at"]) for each in told] == [(1, 1, shape.title)] * 2
+    seconds = {BASE: [moved], "cache of 8 bits": [moved]}
+    row = row_of(MACHINE, shape, NAMED["cache of 8 bits"], seconds, {})
+    assert row["goals"].startswith("missed: 1.8 times")

@@ -5,13 +5,13 @@ import ctypes
 import pytest
 import torch
 
-from ort_ops.build import ROOT
-from tests.launched import compile_on_cpu, host_compiler, kernel_sources
+from ort_ops.build_cuda import prebuild
+from tests.launched import host_compiler
 from tools import bench_linears_gpu as linears
 from tools.attention_contestants import errors_of
 from tools.attention_data import KINDS, errors, exact, operands
 from tools.attention_forms import BASE, FORMS, NAMED, Form, Shape
-from tools.gpu_launchers import OPERATORS, loaded
+from tools.gpu_launchers import loaded
 from tools.gpu_timing import Run, contestant
 
 pytestmark = [
@@ -22,12 +22,8 @@ SHAPE = Shape(batch=1, queries=8, keys=80, heads=4, kv_heads=2)
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """What `compile_library` makes for GPUs, for this host."""
-    functions = "../../ort_ops/cuda_library/c_functions.cc"
-    sources = [functions, *(f for op in OPERATORS for f in kernel_sources(op))]
-    place = tmp_path_factory.mktemp("contestants") / "launchers.so"
-    return loaded(compile_on_cpu(place, sources, "-O0", "-fPIC", "-shared"))
+def library() -> ctypes.CDLL:
+    return loaded(prebuild(None))
 
 
 @pytest.mark.parametrize("form", [f for f in FORMS if f.ours], ids=lambda f: f.name)
@@ -81,8 +77,3 @@ def test_who_fails_stays_out_and_says_why() -> None:
 
     found = contestant("torchao int4", broken)
     assert found.run is None and found.absent == "ModuleNotFoundError: No module named 'torchao'"
-
-
-def test_the_library_is_compiled_of_all_operators() -> None:
-    for operator in OPERATORS:
-        assert list((ROOT / operator).glob("*.cu"))
