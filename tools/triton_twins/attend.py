@@ -134,9 +134,12 @@ def attend(
         there = (at[:, None] < keys) & (channels[None, :] < width)
         if V_BITS == 16:
             place = (first + at)[:, None] * width + channels[None, :]
-            used = there & (tl.max(e, 0) > 0)[:, None]  # what nobody sees may be no number
-            values = tl.load(v + place, mask=used, other=0.0).to(tl.float16)
-            total = tl.dot(e.to(tl.float16), values, total)
+            values = tl.load(v + place, mask=there, other=0.0)
+            # what nobody sees may be no number, and counts as 0 where a query sees nothing
+            shown = (scores > NEVER) & (lines < queries)[:, None]
+            looked_at = tl.max(shown.to(tl.int32), 0) > 0
+            values = tl.where(looked_at[:, None] | (values == values), values, 0.0)
+            total = tl.dot(e.to(tl.float16), values.to(tl.float16), total)
             weights += tl.sum(e, 1)
         else:
             values = four_or_eight(v, first + at, channels, there, width, 0, V_BITS)

@@ -76,6 +76,18 @@ def test_twin_reference_and_launcher_agree(
         assert_right(case, output(launched, case))
 
 
+def test_lines_behind_the_last_query_look_at_nothing(device: str) -> None:
+    """A hidden value that is no number, in a canvas whose blocks are numbered from 1."""
+    form, shape = CachedForm(1, 1, 127, 0, 8, 16), CachedShape(1, 5, 6, 4)
+    case = random_case(np.random.default_rng(0), shape, form, half=False)
+    case.x["start"][:] = 1
+    case.x["key_block"][:] = [[9, 1, 1, 1, 1, 5]]
+    case.x["reach"][:] = [[3, 1, 6, 2, 6]]
+    case.x["k_scales"][:, :, 0] = case.x["v_cache"][:, :, 0] = np.nan
+    y, _ = twin_outputs(case, device)
+    assert_right(case, y)
+
+
 def test_a_wrong_code_in_the_cache_would_show(device: str) -> None:
     form = CachedForm(2, 1)
     case = random_case(np.random.default_rng(3), CachedShape(1, 4, 40, 32), form, half=False)
