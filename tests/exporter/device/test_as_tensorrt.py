@@ -112,4 +112,4 @@ def check(folder: Path, out: str, runtime: str, plugins: str) -> None:
         assert (record["runtime"], record["sm"]) == (runtime, [86])
         assert record["plugins"] == plugins
         assert b"DqxGatedW4A8" in (folder / record["path"]).read_bytes()
-    assert b"DqxKvUpdate" in (folder / "engines" / "cached.plan").read_bytes()
+    assert b"DqxCachedAttention" in (folder / "engines" / "cached.plan").read_bytes()
