@@ -1,7 +1,7 @@
 #include "launch.h"
 
 #include "room.cuh"
-#include "visible.cuh"
+#include "prepare.cuh"
 
 namespace dqx {
 namespace {
@@ -45,29 +45,23 @@ struct Workspace {
 };
 
 template <class T>
-int round_all(const Attention& call, const T* q, const T* k, const T* v, const bool* visible,
-              const bool* common, const T* v_scale, const T* v_zero, const Workspace& room,
-              Stream stream) {
-  const auto heads = static_cast<unsigned>(key_heads(call));
+int prepare_all(const Attention& call, const T* q, const T* k, const T* v, const bool* visible,
+                const bool* common, const T* v_scale, const T* v_zero, const Workspace& room,
+                Stream stream) {
   const Rounding queries{query_count(call),  1,          nullptr, call.width,
                          padded_width(call), call.q_top, room.q,  room.q_scales};
   const Rounding keys{key_count(call), call.keys,  room.mean, call.width,
                       call.width,      call.k_top, room.k,    room.k_scales};
   const int64_t words = int64_t{call.batch} * call.queries * parts(call.keys, SEEN_KEYS) * 2;
-  const dim3 query_blocks(parts(queries.vectors, ROUND_VECTORS));
-  const dim3 key_blocks(parts(keys.vectors, ROUND_VECTORS));
-  const dim3 mean_blocks(parts(call.width, LANES), heads);
-  int error = launch<ROUND_THREADS>(round_vectors<T>, query_blocks, stream, queries, q);
+  const unsigned means = static_cast<unsigned>(key_heads(call)) * parts(call.width, LANES);
+  const unsigned query_blocks = parts(queries.vectors, ROUND_VECTORS);
+  const dim3 first(means + parts(words, MEAN_THREADS));
+  const dim3 second(query_blocks + parts(keys.vectors, ROUND_VECTORS));
+  const int error = launch<MEAN_THREADS>(means_and_words<T>, first, stream, call, k, common,
+                                         room.mean, visible, room.seen, means);
   if (error) return error;
-  error = launch<MEAN_THREADS>(mean_keys<T>, mean_blocks, stream, call, k, common, room.mean);
-  if (error) return error;
-  error = launch<ROUND_THREADS>(round_vectors<T>, key_blocks, stream, keys, k);
-  if (error) return error;
-  error = launch<ROUND_THREADS>(round_values<T>, key_blocks, stream, call, v, v_scale, v_zero,
-                                room.v, room.k_scales);
-  if (error) return error;
-  return launch<ROUND_THREADS>(pack_visible, dim3(parts(words, ROUND_THREADS)), stream, call,
-                               visible, room.seen);
+  return launch<ROUND_THREADS>(round_all<T>, second, stream, call, queries, q, query_blocks, keys,
+                               k, v, v_scale, v_zero, room.v);
 }
 
 }  // namespace
@@ -82,9 +76,9 @@ int launch_attention(const Attention& call, const void* q, const void* k, const 
   const Workspace room(call, workspace);
   const auto round = [&](auto type) {
     using T = decltype(type);
-    return round_all(call, static_cast<const T*>(q), static_cast<const T*>(k),
-                     static_cast<const T*>(v), visible, common, static_cast<const T*>(v_scale),
-                     static_cast<const T*>(v_zero), room, stream);
+    return prepare_all(call, static_cast<const T*>(q), static_cast<const T*>(k),
+                       static_cast<const T*>(v), visible, common, static_cast<const T*>(v_scale),
+                       static_cast<const T*>(v_zero), room, stream);
   };
   const int error = call.type == Float::fp16 ? round(Half()) : round(float());
   if (error) return error;

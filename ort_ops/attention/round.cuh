@@ -42,15 +42,17 @@ __device__ __forceinline__ Half half_in_range(float value) {
 // The mean (batch, kv heads, width) of the common keys; zeros where there are none. A block
 // has 32 channels of a head, each summed in slices of the keys.
 template <class T>
-__global__ void __launch_bounds__(MEAN_THREADS)
-    mean_keys(Attention call, const T* k, const bool* common, float* mean) {
-  const int64_t head = blockIdx.y;
+__device__ __forceinline__ void mean_keys(const Attention& call, const T* k, const bool* common,
+                                          float* mean, int64_t block) {
+  const int share = (call.width + LANES - 1) / LANES;  // blocks of a head
+  const int64_t head = block / share;
+  const int first = static_cast<int>(block % share) * LANES;
   const bool* shown = common + head / call.kv_heads * call.keys;
   const T* keys = k + head * call.keys * call.width;
   __shared__ float sums[MEAN_SLICES][LANES];
   __shared__ int counts[MEAN_SLICES];
   each_thread<MEAN_THREADS>([&](int thread) {
-    const int channel = static_cast<int>(blockIdx.x) * LANES + thread % LANES;
+    const int channel = first + thread % LANES;
     float sum = 0;
     int count = 0;
     for (int key = thread / LANES; key < call.keys; key += MEAN_SLICES) {
@@ -62,7 +64,7 @@ __global__ void __launch_bounds__(MEAN_THREADS)
     if (thread % LANES == 0) counts[thread / LANES] = count;
   });
   each_thread<MEAN_THREADS>([&](int thread) {
-    const int channel = static_cast<int>(blockIdx.x) * LANES + thread;
+    const int channel = first + thread;
     if (thread >= LANES || channel >= call.width) return;
     float sum = 0;
     int count = 0;
@@ -85,8 +87,8 @@ struct Rounding {
   float* scales;
 };
 
-__device__ __forceinline__ int64_t vector_of(int thread) {
-  return int64_t{blockIdx.x} * ROUND_VECTORS + thread / LANES;
+__device__ __forceinline__ int64_t vector_of(int64_t block, int thread) {
+  return block * ROUND_VECTORS + thread / LANES;
 }
 
 template <class T>
@@ -97,10 +99,10 @@ __device__ __forceinline__ float moved(const Rounding& to, const T* x, int64_t v
 }
 
 template <class T>
-__global__ void __launch_bounds__(ROUND_THREADS) round_vectors(Rounding to, const T* x) {
+__device__ __forceinline__ void round_vectors(const Rounding& to, const T* x, int64_t block) {
   __shared__ float largest[ROUND_VECTORS][LANES];
   each_thread<ROUND_THREADS>([&](int thread) {
-    const int64_t vector = vector_of(thread);
+    const int64_t vector = vector_of(block, thread);
     if (vector >= to.vectors) return;
     float most = 0;
     for (int channel = thread % LANES; channel < to.width; channel += LANES) {
@@ -109,7 +111,7 @@ __global__ void __launch_bounds__(ROUND_THREADS) round_vectors(Rounding to, cons
     largest[thread / LANES][thread % LANES] = most;
   });
   each_thread<ROUND_THREADS>([&](int thread) {
-    const int64_t vector = vector_of(thread);
+    const int64_t vector = vector_of(block, thread);
     if (vector >= to.vectors) return;
     float most = 0;
     for (int lane = 0; lane < LANES; ++lane) most = larger(most, largest[thread / LANES][lane]);
@@ -128,18 +130,18 @@ __global__ void __launch_bounds__(ROUND_THREADS) round_vectors(Rounding to, cons
 
 // Values (batch, kv heads, keys, width) to what an Attend takes: codes less 128, or halves where
 // v_top is 0. Where a value is not a number, the scale of its key becomes none: then it reaches all
-// queries that see it, and no other.
+// queries that see it, and no other. So keys are rounded before.
 template <class T>
-__global__ void __launch_bounds__(ROUND_THREADS)
-    round_values(Attention call, const T* v, const T* v_scale, const T* v_zero, void* rounded,
-                 float* key_scales) {
+__device__ __forceinline__ void round_values(const Attention& call, const T* v, const T* v_scale,
+                                             const T* v_zero, void* rounded, float* key_scales,
+                                             int64_t block) {
   const int64_t vectors = int64_t{call.batch} * call.kv_heads * call.keys;
   __shared__ bool broken[ROUND_VECTORS];
   each_thread<ROUND_THREADS>([&](int thread) {
     if (thread < ROUND_VECTORS) broken[thread] = false;
   });
   each_thread<ROUND_THREADS>([&](int thread) {
-    const int64_t vector = vector_of(thread);
+    const int64_t vector = vector_of(block, thread);
     if (vector >= vectors) return;
     const int64_t head = vector / call.keys % call.kv_heads;
     for (int channel = thread % LANES; channel < call.width; channel += LANES) {
@@ -157,7 +159,7 @@ __global__ void __launch_bounds__(ROUND_THREADS)
     }
   });
   each_thread<ROUND_THREADS>([&](int thread) {
-    const int64_t vector = vector_of(thread);
+    const int64_t vector = vector_of(block, thread);
     if (vector >= vectors || thread % LANES) return;
     if (broken[thread / LANES]) key_scales[vector] = NAN;
   });

@@ -3,7 +3,7 @@
 #include "../attention/paths.h"
 #include "../attention/room.cuh"
 #include "../kv_update/kernel.cuh"
-#include "write.cuh"
+#include "prepare.cuh"
 
 namespace dqx {
 namespace {
@@ -76,16 +76,17 @@ int copy_caches(const CachedAttention& call, const CachedOperands& from, const C
 }
 
 template <class T>
-int round_all(const CachedAttention& call, const CachedOperands& from, const CachedResults& to,
-              const Workspace& room, Stream stream) {
-  const dim3 query_blocks(parts(query_count(call) * call.heads, ROUND_VECTORS));
-  const dim3 key_blocks(parts(query_count(call) * call.kv_heads, ROUND_VECTORS));
-  int error = launch<ROUND_THREADS>(round_queries<T>, query_blocks, stream, call, from, room.q,
-                                    room.q_scales);
-  if (error) return error;
-  error = launch<ROUND_THREADS>(write_keys<T>, key_blocks, stream, call, from, to);
-  if (error) return error;
-  return launch<ROUND_THREADS>(write_values<T>, key_blocks, stream, call, from, to.v_cache);
+int prepare_all(const CachedAttention& call, const CachedOperands& from, const CachedResults& to,
+                const Workspace& room, Stream stream) {
+  const bool half = call.type == Float::fp16;
+  const int64_t queries = query_count(call);
+  const unsigned fed = parts(queries * call.kv_heads, ROUND_VECTORS);
+  const Shares shares{parts(queries * call.heads, ROUND_VECTORS), fed, fed,
+                      half ? parts(key_count(call), ROUND_THREADS) : 0,
+                      parts(2 * seen_count(call), ROUND_THREADS)};
+  const Prepared into{room.q, room.q_scales, half ? room.k_scales : nullptr, room.seen};
+  const dim3 blocks(shares.queries + 2 * fed + shares.scales + shares.words);
+  return launch<ROUND_THREADS>(prepare<T>, blocks, stream, call, from, to, into, shares);
 }
 
 bool is_whole(const CachedAttention& call) {
@@ -106,17 +107,8 @@ int launch_cached_attention(const CachedAttention& call, const CachedOperands& o
   if (error || query_count(call) == 0) return error;
   const Workspace room(call, workspace);
   const bool half = call.type == Float::fp16;
-  error = half ? round_all<Half>(call, operands, results, room, stream)
-               : round_all<float>(call, operands, results, room, stream);
-  if (error) return error;
-  if (half) {
-    error = launch<ROUND_THREADS>(widen_scales, dim3(parts(key_count(call), ROUND_THREADS)), stream,
-                                  key_count(call), static_cast<const Half*>(results.k_scales),
-                                  room.k_scales);
-    if (error) return error;
-  }
-  const dim3 words(parts(2 * seen_count(call), ROUND_THREADS));
-  error = launch<ROUND_THREADS>(pack_blocks, words, stream, call, operands, room.seen);
+  error = half ? prepare_all<Half>(call, operands, results, room, stream)
+               : prepare_all<float>(call, operands, results, room, stream);
   if (error) return error;
   const float* scales = half ? room.k_scales : static_cast<const float*>(results.k_scales);
   return attend(attend_call(call),

@@ -38,8 +38,9 @@ __device__ __forceinline__ int code_of(float value, float scale, int top) {
 // Codes (batch, queries, heads, width up to a multiple of 4) and scales; not a number where the
 // vector has an infinite one or none.
 template <class T>
-__global__ void __launch_bounds__(ROUND_THREADS)
-    round_queries(CachedAttention call, CachedOperands from, int8_t* codes, float* scales) {
+__device__ __forceinline__ void round_queries(const CachedAttention& call,
+                                              const CachedOperands& from, int8_t* codes,
+                                              float* scales, int64_t block) {
   const int64_t vectors = int64_t{call.batch} * call.queries * call.heads;
   const int depth = (call.width + 3) / 4 * 4;
   __shared__ float largest[ROUND_VECTORS][LANES];
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(ROUND_THREADS)
                   vector / call.heads, channel);
   };
   each_thread<ROUND_THREADS>([&](int thread) {
-    const int64_t vector = vector_of(thread);
+    const int64_t vector = vector_of(block, thread);
     if (vector >= vectors) return;
     float most = 0;
     for (int channel = thread % LANES; channel < call.width; channel += LANES) {
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(ROUND_THREADS)
     largest[thread / LANES][thread % LANES] = most;
   });
   each_thread<ROUND_THREADS>([&](int thread) {
-    const int64_t vector = vector_of(thread);
+    const int64_t vector = vector_of(block, thread);
     if (vector >= vectors) return;
     const float scale = scale_of(largest[thread / LANES], call.q_top);
     for (int channel = thread % LANES; channel < depth; channel += LANES) {
@@ -119,10 +120,10 @@ __device__ __forceinline__ void write_value(const CachedAttention& call,
   });
 }
 
-// All fed keys and their scales to their places in the caches.
+// Fed keys and their scales to their places in the caches; scales as floats, too, unless they are.
 template <class T>
-__global__ void __launch_bounds__(ROUND_THREADS, 4)
-    write_keys(CachedAttention call, CachedOperands from, CachedResults to) {
+__device__ __forceinline__ void write_keys(const CachedAttention& call, const CachedOperands& from,
+                                           const CachedResults& to, float* wide, int64_t block) {
   const int64_t vectors = int64_t{call.batch} * call.queries * call.kv_heads;
   __shared__ float largest[ROUND_VECTORS][LANES];
   const auto value_of = [&](const Fed& fed, int channel) {
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(ROUND_THREADS, 4)
                   channel) - mean;
   };
   each_thread<ROUND_THREADS>([&](int thread) {
-    const int64_t vector = vector_of(thread);
+    const int64_t vector = vector_of(block, thread);
     if (vector >= vectors) return;
     const Fed fed = fed_vector(call, from, vector);
     float most = 0;
@@ -141,7 +142,7 @@ __global__ void __launch_bounds__(ROUND_THREADS, 4)
     largest[thread / LANES][thread % LANES] = most;
   });
   each_thread<ROUND_THREADS>([&](int thread) {
-    const int64_t vector = vector_of(thread);
+    const int64_t vector = vector_of(block, thread);
     if (vector >= vectors) return;
     const Fed fed = fed_vector(call, from, vector);
     if (fed.place < 0) return;
@@ -154,38 +155,45 @@ __global__ void __launch_bounds__(ROUND_THREADS, 4)
     write_codes(call.k_bits, call.width, codes, thread % LANES, [&](int channel) {
       return code_of(value_of(fed, channel), scale, top) + more;
     });
-    if (thread % LANES == 0) *kept = held;
+    if (thread % LANES) return;
+    *kept = held;
+    if (wide) wide[fed.place] = scale;
   });
 }
 
 // Likewise the values.
 template <class T>
-__global__ void __launch_bounds__(ROUND_THREADS)
-    write_values(CachedAttention call, CachedOperands from, void* cache) {
+__device__ __forceinline__ void write_values(const CachedAttention& call,
+                                             const CachedOperands& from, void* cache,
+                                             int64_t block) {
   const int64_t vectors = int64_t{call.batch} * call.queries * call.kv_heads;
   each_thread<ROUND_THREADS>([&](int thread) {
-    const int64_t vector = vector_of(thread);
+    const int64_t vector = vector_of(block, thread);
     if (vector >= vectors) return;
     const Fed fed = fed_vector(call, from, vector);
     if (fed.place >= 0) write_value<T>(call, from, fed, cache, thread % LANES);
   });
 }
 
-// The scales of keys as floats.
-__global__ void __launch_bounds__(ROUND_THREADS)
-    widen_scales(int64_t count, const Half* scales, float* wide) {
+// The scales as floats of keys that were in the cache before. A thread has one.
+__device__ __forceinline__ void widen_scales(const CachedAttention& call,
+                                             const CachedOperands& from, const Half* scales,
+                                             float* wide, int64_t block) {
   each_thread<ROUND_THREADS>([&](int thread) {
-    const int64_t i = int64_t{blockIdx.x} * ROUND_THREADS + thread;
-    if (i < count) wide[i] = widened(scales[i]);
+    const int64_t vector = block * ROUND_THREADS + thread, plane = vector / call.capacity;
+    if (plane >= int64_t{call.batch} * call.kv_heads) return;
+    const int64_t behind = vector % call.capacity - from.start[plane / call.kv_heads];
+    if (behind < 0 || behind >= call.queries) wide[vector] = widened(scales[vector]);
   });
 }
 
 // Who sees whom: the keys of blocks up to `reach`. A thread makes one word.
-__global__ void __launch_bounds__(ROUND_THREADS)
-    pack_blocks(CachedAttention call, CachedOperands from, Seen* seen) {
+__device__ __forceinline__ void pack_blocks(const CachedAttention& call,
+                                            const CachedOperands& from, Seen* seen,
+                                            int64_t block) {
   each_thread<ROUND_THREADS>([&](int thread) {
     pack_seen(int64_t{call.batch} * call.queries, call.capacity, seen,
-              int64_t{blockIdx.x} * ROUND_THREADS + thread, [&](int64_t query, int key) {
+              block * ROUND_THREADS + thread, [&](int64_t query, int key) {
                 const int64_t sequence = query / call.queries;
                 return from.key_block[sequence * call.capacity + key] <= from.reach[query];
               });

@@ -17,13 +17,13 @@ LAUNCHERS = {
     "linear_w4a8/wgmma.cu": (16, 255),
     "linear_w4a8/halves.cu": (18, 255),
     "linear_w4a8/floats.cu": (4, 128),
-    "attention/launch.cu": (7, 64),
+    "attention/launch.cu": (4, 72),
     "attention/attend.cu": (3, 48),
     "attention/plain.cu": (4, 168),
     "attention/tensor_core_64.cu": (3, 168),
     "attention/tensor_core_128.cu": (3, 168),
     "attention/tensor_core_256.cu": (3, 255),
-    "cached_attention/launch.cu": (10, 80),
+    "cached_attention/launch.cu": (4, 80),
     "kv_update/launch.cu": (6, 40),
 }
 
