@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ort_ops.build_cuda import prebuild
+from ort_ops.build_cuda import CudaBuildError, prebuild
 from tools import bench_attention_gpu as attention
 from tools import bench_linears_gpu as linears
 from tools.attention_forms import SHAPES
@@ -157,11 +157,20 @@ def plan(machine: Machine, names: list[str], rows: list[int], keys: list[int]) -
 
 
 def opened(library: Path | None) -> ctypes.CDLL:
-    """The launchers: as they are given, or compiled for this GPU, once for each state of them."""
+    """The launchers: as they are given, or compiled for this GPU."""
     import torch
 
     major, minor = torch.cuda.get_device_capability()
-    return loaded(library or prebuild(10 * major + minor))
+    return loaded(library or built(10 * major + minor))
+
+
+def built(sm: int) -> Path:
+    """The library for GPUs of `sm`, once for each state of the kernels."""
+    try:
+        return prebuild(sm)
+    except CudaBuildError as error:
+        elsewhere = f"elsewhere: --compile {sm} kernels.so, then --library kernels.so here"
+        raise typer.BadParameter(f"{error}\n{elsewhere}") from error
 
 
 def begun(place: Path) -> Results:
@@ -197,7 +206,7 @@ def main(
     """Print microseconds, ratios, shares of floors, errors, and goals met."""
     if compile_for is not None:
         sm, place = compile_for
-        shutil.copyfile(prebuild(sm), place)
+        shutil.copyfile(built(sm), place)
         return
     names, many = linear or list(linears.LINEARS), rows or list(linears.ROWS)
     lengths = keys or sorted({shape.keys for shape in SHAPES})

@@ -9,6 +9,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from ort_ops.build_cuda import CudaBuildError
 from tools.attention_forms import NAMED as ATTENTION
 from tools.attention_forms import SHAPES
 from tools.bench_attention_gpu import row_of as attention_row
@@ -109,6 +110,16 @@ def test_a_plan_needs_no_gpu() -> None:
 def test_a_plan_for_an_unknown_board() -> None:
     done = CliRunner().invoke(APP, ["--plan", "orin"])
     assert done.exit_code == 2 and "jetson-orin" in done.output
+
+
+def test_without_nvcc_it_names_another_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def prebuild(sm: int) -> Path:
+        raise CudaBuildError(f"no nvcc for {sm}")
+
+    monkeypatch.setattr("tools.bench_kernels.prebuild", prebuild)
+    done = CliRunner().invoke(APP, ["--compile", "87", str(tmp_path / "kernels.so")])
+    assert done.exit_code == 2 and "no nvcc for 87" in done.output
+    assert "--compile 87" in done.output and not [*tmp_path.iterdir()]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
