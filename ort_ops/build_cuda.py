@@ -31,6 +31,7 @@ PATTERNS = (  # all that the library is made of
 EXPORTS = ("RegisterCustomOps", "launch_*", "size_of_*", "*_workspace")
 FLAGS = ("-std=c++17",)
 HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-ffp-contract=off")
+LEAST_SM = 80  # the first with cp.async and products of bytes on tensor cores as we use them
 NO_NVCC = (
     "no nvcc: neither in $CUDA_HOME/bin, /usr/local/cuda/bin nor on the path\n"
     "on Jetson: sudo apt-get install cuda-toolkit-12-6 (JetPack 6), -13-0 (7.0, 7.1), -13-2 (7.2)\n"
@@ -104,6 +105,8 @@ def host_command() -> list[str]:
 
 def cuda_command(sm: int) -> list[str]:
     """How a file is compiled for GPUs of `sm`. Raises CudaBuildError."""
+    if sm < LEAST_SM:
+        raise CudaBuildError(f"the kernels are for compute capability 8.0 and later, not SM {sm}")
     nvcc = find_nvcc()
     if nvcc is None:
         raise CudaBuildError(NO_NVCC)

@@ -61,6 +61,12 @@ def test_a_missing_nvcc_is_said_with_what_to_install(
         build_library(tmp_path, 87)
 
 
+def test_older_gpus_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CudaBuildError, match=r"8\.0 and later, not SM 75"):
+        build_library(tmp_path, 75)
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.skipif(find_nvcc() is None, reason="no nvcc")
 @pytest.mark.cuda_compile
 def test_the_library_for_a_gpu_opens_without_one(tmp_path: Path) -> None:
