@@ -70,8 +70,8 @@ def usable_providers(
     if found and found[0] is not None:
         return [name for name in found if name is not None]
     raise UserError(
-        f"this onnxruntime has no provider {' or '.join(wish)}; it has {', '.join(available)}",
-        hint="use --provider with one of these, or install onnxruntime-gpu for CUDA",
+        f"this onnxruntime has no provider {''.join(wish[:1])}; it has {', '.join(available)}",
+        hint="use --provider with one of these, such as cpu, or install onnxruntime-gpu",
     )
 
 
