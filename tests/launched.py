@@ -45,12 +45,20 @@ def compile_on_cpu(target: Path, sources: Sequence[str], *flags: str) -> Path:
     return target
 
 
-def gpu_at_hand() -> str:
-    """This machine's GPU as nvcc names it, with all that it alone has: wgmma is not in sm_90."""
+def compile_on_gpu(target: Path, sources: Sequence[str], sm: int, *flags: str) -> Path:
+    """The same sources for GPUs of `sm`, with all that these alone have: wgmma is not in sm_90."""
+    command = ["nvcc", f"-arch=sm_{sm}{SUFFIX.get(sm, '')}", *flags]
+    objects = _objects([*command, *ON_GPU, "-x", "cu"], target, sources)
+    subprocess.run([*command, *objects, "-o", target], check=True)
+    return target
+
+
+def sm_at_hand() -> int:
+    """This machine's GPU: its compute capability × 10."""
     import torch
 
     major, minor = torch.cuda.get_device_capability()
-    return f"sm_{major}{minor}{SUFFIX.get(10 * major + minor, '')}"
+    return 10 * major + minor
 
 
 @dataclass(frozen=True)
@@ -69,9 +77,7 @@ class Launched:
         def make(folder: Path) -> None:
             made = folder / "launched.so"
             if gpu:
-                nvcc = ["nvcc", "-arch", gpu_at_hand()]
-                objects = _objects([*nvcc, *ON_GPU, "-x", "cu"], made, sources)
-                subprocess.run([*nvcc, "-shared", *objects, "-o", made], check=True)
+                compile_on_gpu(made, sources, sm_at_hand(), "-shared")
             else:
                 compile_on_cpu(made, sources, "-O2", "-fPIC", "-shared")
 
