@@ -14,9 +14,7 @@ CUDA_MODULE = "cuda"  # of cuda-python, by which engines get their memory
 PACKAGES_OF_NVCC = (
     "pip install nvidia-cuda-nvcc nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl"
 )
-
-
-# graphs with operators of our own, such as those of w4a8
+# what is done of graphs with operators of our own, such as those of w4a8, where these are missing
 NO_PLUGINS = "none with plugins"
 STANDARD = "standard operators in the place of ours, slower"
 
@@ -165,7 +163,7 @@ def _nvcc(one: Target, here: Here) -> Lack | None:
 
 
 def _told(what: str, lacks: Sequence[Lack]) -> str:
-    """That this machine can do it, or can but for plugins, or cannot; with the reasons."""
+    """That this machine can do it, or can but without something, or cannot; with the reasons."""
     reasons = ", ".join(lack.what for lack in lacks)
     if any(not lack.without for lack in lacks):
         return f"cannot {what}: {reasons}"

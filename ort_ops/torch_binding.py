@@ -8,6 +8,7 @@ launcher say what is computed; tensors are contiguous, activations fp32, fp16 or
 import ctypes
 import functools
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -183,18 +184,15 @@ def _(cache: Tensor, fresh: Tensor, start: Tensor) -> None:
 
 def _launch(name: str, on: Tensor, call: ctypes.Structure, *arguments: object) -> None:
     """Starts kernels on the stream of PyTorch, where the tensor `on` lies."""
-    library, stream = library_for(on.device), None
-    if name != "kv_update":
-        size = getattr(library, f"{name}_workspace")(ctypes.byref(call))
-        room = torch.empty(size, dtype=torch.uint8, device=on.device)
-        arguments = (*arguments, *_pointers(on, room))
-    function = getattr(library, f"launch_{name}")
-    if on.device.type == "cuda":
-        stream = ctypes.c_void_p(torch.cuda.current_stream(on.device).cuda_stream)
-        with torch.cuda.device(on.device):
-            error = function(ctypes.byref(call), *arguments, stream)
-    else:
-        error = function(ctypes.byref(call), *arguments, stream)
+    library, on_gpu, stream = library_for(on.device), on.device.type == "cuda", None
+    with torch.cuda.device(on.device) if on_gpu else nullcontext():  # sizes depend on the GPU
+        if on_gpu:
+            stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+        if name != "kv_update":
+            size = getattr(library, f"{name}_workspace")(ctypes.byref(call))
+            room = torch.empty(size, dtype=torch.uint8, device=on.device)
+            arguments = (*arguments, *_pointers(on, room))
+        error = getattr(library, f"launch_{name}")(ctypes.byref(call), *arguments, stream)
     if error:
         raise RuntimeError(f"dqexport::{name}: error {error} of the CUDA runtime")
 

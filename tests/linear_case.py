@@ -205,6 +205,15 @@ def random_rows(rng: np.random.Generator, case: LinearCase, shape: tuple[int, ..
     return x
 
 
+def forty_rows(
+    op: LinearOp, shape: tuple[int, int] = (448, 288), group: int = 128, along: int | None = None
+) -> tuple[LinearCase, Float32]:
+    """A case that is not exact, and 40 rows; `along`: a group of inputs, by default all of them."""
+    rng = np.random.default_rng(1)
+    case = random_case(rng, op, shape, group, along or shape[0], exact=False)
+    return case, random_rows(rng, case, (40,))
+
+
 def exact_rows(rng: np.random.Generator, case: LinearCase, shape: tuple[int, ...]) -> Float32:
     """x whose scales are all LARGEST * step, of whole codes, and of halves where codes are few."""
     most = int(2 / case.step)

@@ -1,7 +1,7 @@
 #include "launch.h"
 
-#include "room.cuh"
 #include "prepare.cuh"
+#include "room.cuh"
 
 namespace dqx {
 namespace {

@@ -22,7 +22,7 @@ from tests.launched_linear import (
     output,
     path_of,
 )
-from tests.linear_case import Float32, LinearCase, random_case, random_rows
+from tests.linear_case import Float32, LinearCase, forty_rows, random_case, random_rows
 
 FORMATS = [op for op in OPS if (op.weight_bits, op.activation_bits) == (4, 4)]
 WITH_INT4 = (80, 86, 87, 89)  # compute capabilities, by ten
@@ -71,18 +71,10 @@ def test_it_is_the_reference(
     assert_right(case, x, output(launched, case, x, kind, plan=plan), kind)
 
 
-def some_case(
-    op: LinearOp, shape: tuple[int, int] = (448, 288), group: int = 128, along: int = 64
-) -> tuple[LinearCase, Float32]:
-    rng = np.random.default_rng(1)
-    case = random_case(rng, op, shape, group, along, exact=False)
-    return case, random_rows(rng, case, (40,))
-
-
 @pytest.mark.parametrize("op", FORMATS, ids=lambda op: op.name)
 def test_it_is_what_codes_in_bytes_give(launched: Launched, op: LinearOp) -> None:
     """Bit by bit: sums of a run are whole numbers, and runs are added in the same order."""
-    case, x = some_case(op)
+    case, x = forty_rows(op, along=64)
     for rows in (16, 32):
         bytes_too = output(launched, case, x, "fp32", plan=Plan(PATHS.index("mma8"), rows, 1))
         assert np.array_equal(output(launched, case, x, "fp32", plan=int4(rows)), bytes_too)
@@ -92,7 +84,7 @@ def test_it_is_what_codes_in_bytes_give(launched: Launched, op: LinearOp) -> Non
 def test_every_pair_of_codes_is_multiplied(launched: Launched, op: LinearOp) -> None:
     """Weight (k, n) meets input k and output n alone: a code of one in a row of zeros shows it."""
     op = replace(op, gated=False)
-    case, _ = some_case(op, (128, 64), 64, 128)
+    case, _ = forty_rows(op, (128, 64), 64)
     case = replace(case, step=1 / 7, bias=np.zeros_like(case.bias))
     x = np.diag(np.linspace(1, 2, 128)).astype(np.float32)
     assert_right(case, x, output(launched, case, x, "fp32", plan=int4()), "fp32")
@@ -100,7 +92,7 @@ def test_every_pair_of_codes_is_multiplied(launched: Launched, op: LinearOp) -> 
 
 @pytest.mark.parametrize("op", FORMATS, ids=lambda op: op.name)
 def test_not_a_number_stays_in_its_row(launched: Launched, op: LinearOp) -> None:
-    case, x = some_case(op)
+    case, x = forty_rows(op, along=64)
     broken = x.copy()
     broken[3, 7], broken[15, 0], broken[15, 199] = np.nan, -np.inf, np.nan
     y = output(launched, case, broken, "fp32", plan=int4())
@@ -119,7 +111,7 @@ def each_gpu(linears: Launched) -> Iterator[list[int]]:
 
 
 def test_gpus_that_have_it_use_it(linears: Launched, each_gpu: list[int]) -> None:
-    case, x = some_case(LinearOp(4, 4, channel=True))
+    case, x = forty_rows(LinearOp(4, 4, channel=True), along=64)
     for gpu in each_gpu:
         linears.library.stand_for(gpu)
         fits = gpu in WITH_INT4
@@ -144,7 +136,7 @@ def test_gpus_that_have_it_use_it(linears: Launched, each_gpu: list[int]) -> Non
 def test_what_does_not_fit_is_refused(
     launched: Launched, op: LinearOp, shape: tuple[int, int], group: int, along: int
 ) -> None:
-    case, x = some_case(op, shape, group, along)
+    case, x = forty_rows(op, shape, group, along)
     error, _ = launch(launched, case, x, "fp32", plan=int4())
     assert error == INVALID_VALUE
     assert path_of(launched, call_of(case, 40, "fp32")) != "mma4"
@@ -153,7 +145,7 @@ def test_what_does_not_fit_is_refused(
 
 def test_codes_may_begin_anywhere(launched: Launched) -> None:
     """Where they do not at a multiple of 16 bytes, another path takes them."""
-    case, x = some_case(LinearOp(4, 4))
+    case, x = forty_rows(LinearOp(4, 4), along=64)
     error, _ = launch(launched, case, x, "fp32", plan=int4(), offset=1)
     assert error == INVALID_VALUE
     error, y = launch(launched, case, x, "fp32", offset=1)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ort_ops.linear_w4a8.op import LEAST_SCALE, OPS, LinearOp, activation_codes
 from tests.launched import Launched, host_compiler
 from tests.launched_linear import KINDS, Kind, assert_right, in_kind, output, rounded
-from tests.linear_case import Float32, LinearCase, random_case, random_rows
+from tests.linear_case import Float32, LinearCase, forty_rows, random_case, random_rows
 
 FORMATS = [op for op in OPS if op.activation_bits <= 8]  # of 16 bits: test_launch_halves.py
 pytestmark = pytest.mark.skipif(host_compiler() is None, reason="no g++")
@@ -65,15 +65,9 @@ def test_small_rows_keep_the_least_scale(linears: Launched, kind: Kind) -> None:
     assert_right(case, x, output(linears, case, x, kind), kind)
 
 
-def some_case(op: LinearOp) -> tuple[LinearCase, Float32]:
-    rng = np.random.default_rng(1)
-    case = random_case(rng, op, (200, 67), 64, 200, exact=False)
-    return case, random_rows(rng, case, (40,))
-
-
 @pytest.mark.parametrize("op", FORMATS, ids=lambda op: op.name)
 def test_rows_do_not_depend_on_their_neighbours(linears: Launched, op: LinearOp) -> None:
-    case, x = some_case(op)
+    case, x = forty_rows(op, (200, 67), 64)
     together = output(linears, case, x, "fp32")
     for row in (0, 7, 31, 39):
         alone = output(linears, case, x[row : row + 1], "fp32")
@@ -82,7 +76,7 @@ def test_rows_do_not_depend_on_their_neighbours(linears: Launched, op: LinearOp)
 
 @pytest.mark.parametrize("op", FORMATS, ids=lambda op: op.name)
 def test_not_a_number_stays_in_its_row(linears: Launched, op: LinearOp) -> None:
-    case, x = some_case(op)
+    case, x = forty_rows(op, (200, 67), 64)
     broken = x.copy()
     broken[3, 7], broken[15, 0], broken[15, 199] = np.nan, -np.inf, np.nan
     broken[20, 100] = np.inf
@@ -94,7 +88,7 @@ def test_not_a_number_stays_in_its_row(linears: Launched, op: LinearOp) -> None:
 
 
 def test_a_linear_without_bias(linears: Launched) -> None:
-    case, x = some_case(LinearOp(4, 8))
+    case, x = forty_rows(LinearOp(4, 8), (200, 67), 64)
     plain = replace(case, bias=np.zeros_like(case.bias))
     assert_right(plain, x, output(linears, case, x, "fp32", bias=False), "fp32")
     with pytest.raises(AssertionError, match="is not between"):

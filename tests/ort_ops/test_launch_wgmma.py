@@ -22,7 +22,7 @@ from tests.launched_linear import (
     output,
     plan_of,
 )
-from tests.linear_case import Float32, LinearCase, random_case, random_rows
+from tests.linear_case import Float32, LinearCase, forty_rows, random_case, random_rows
 
 FORMATS = [op for op in OPS if op.channel]
 GPU = 90  # compute capability, by ten, that has them
@@ -71,18 +71,10 @@ def test_it_is_the_reference(
     assert_right(case, x, output(launched, case, x, kind, plan=plan), kind)
 
 
-def some_case(
-    op: LinearOp, shape: tuple[int, int] = (448, 288), group: int = 128
-) -> tuple[LinearCase, Float32]:
-    rng = np.random.default_rng(1)
-    case = random_case(rng, op, shape, group, shape[0], exact=False)
-    return case, random_rows(rng, case, (40,))
-
-
 @pytest.mark.parametrize("op", FORMATS, ids=lambda op: op.name)
 def test_it_is_what_products_of_warps_give(launched: Launched, op: LinearOp) -> None:
     """Bit by bit: sums are whole numbers, and scaled alike; in parts of the depth as well."""
-    case, x = some_case(op)
+    case, x = forty_rows(op)
     of_warps = output(launched, case, x, "fp32", plan=Plan(PATHS.index("mma8"), 32, 1))
     for rows in ROWS:
         for parts in (1, 3):
@@ -94,7 +86,7 @@ def test_it_is_what_products_of_warps_give(launched: Launched, op: LinearOp) -> 
 def test_every_pair_of_codes_is_multiplied(launched: Launched, op: LinearOp) -> None:
     """Weight (k, n) meets input k and output n alone: a code of one in a row of zeros shows it."""
     op = replace(op, gated=False)
-    case, _ = some_case(op, (128, 64), 64)
+    case, _ = forty_rows(op, (128, 64), 64)
     case = replace(case, step=1 / 7, bias=np.zeros_like(case.bias))
     x = np.diag(np.linspace(1, 2, 128)).astype(np.float32)
     assert_right(case, x, output(launched, case, x, "fp32", plan=wgmma()), "fp32")
@@ -105,7 +97,7 @@ def test_every_pair_of_codes_is_multiplied(launched: Launched, op: LinearOp) -> 
 )
 def test_any_step_of_any_code(launched: Launched, op: LinearOp) -> None:
     """Codes are multiplied by their steps two at a time: none changes its neighbour's."""
-    case, x = some_case(op, (512, 64), 32)
+    case, x = forty_rows(op, (512, 64), 32)
     codes = np.resize(np.arange(-8, 8, dtype=np.int8), (512, 64))
     steps = np.resize(np.arange(-128, 128, dtype=np.int8), (16, 64))
     case = replace(
@@ -117,7 +109,7 @@ def test_any_step_of_any_code(launched: Launched, op: LinearOp) -> None:
 
 @pytest.mark.parametrize("op", FORMATS, ids=lambda op: op.name)
 def test_not_a_number_stays_in_its_row(launched: Launched, op: LinearOp) -> None:
-    case, x = some_case(op)
+    case, x = forty_rows(op)
     broken = x.copy()
     broken[3, 7], broken[15, 0], broken[15, 199] = np.nan, -np.inf, np.nan
     y = output(launched, case, broken, "fp32", plan=wgmma(64))
@@ -129,7 +121,7 @@ def test_not_a_number_stays_in_its_row(launched: Launched, op: LinearOp) -> None
 
 def test_no_other_gpu_has_it(launched: Launched) -> None:
     """Newer ones neither: their plans are those of the GPU before."""
-    case, x = some_case(LinearOp(4, 8, channel=True))
+    case, x = forty_rows(LinearOp(4, 8, channel=True))
     for gpu in (80, 87, 89, 90, 100, 110, 120):
         if launched.library.stand_for(gpu) != gpu:
             continue
@@ -157,13 +149,13 @@ def test_no_other_gpu_has_it(launched: Launched) -> None:
 def test_what_does_not_fit_is_refused(
     launched: Launched, op: LinearOp, shape: tuple[int, int], group: int
 ) -> None:
-    case, x = some_case(op, shape, group)
+    case, x = forty_rows(op, shape, group)
     assert launch(launched, case, x, "fp32", plan=wgmma())[0] == INVALID_VALUE
 
 
 @pytest.mark.parametrize("op", FORMATS, ids=lambda op: op.name)
 def test_rows_do_not_depend_on_others(launched: Launched, op: LinearOp) -> None:
-    case, x = some_case(op)
+    case, x = forty_rows(op)
     all_rows = output(launched, case, x, "fp32", plan=wgmma())
     np.testing.assert_array_equal(
         output(launched, case, x[5:6], "fp32", plan=wgmma(16)), all_rows[5:6]
